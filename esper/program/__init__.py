@@ -1,0 +1,39 @@
+"""Floor 2: the Program, a framework-neutral dataflow graph, and everything that is plain data.
+
+Only the standard library and numpy may be imported here: no torch, no jax.
+"""
+
+from esper.program.codec import SCHEMA_VERSION, dumps, loads
+from esper.program.graph import (
+    BindError,
+    DType,
+    InputSpec,
+    Node,
+    OutputSpec,
+    Program,
+    Ref,
+    TensorType,
+)
+from esper.program.signature import Signature, Static
+from esper.program.tree import Tree, flatten, unflatten
+from esper.program.verify import verify
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BindError",
+    "DType",
+    "InputSpec",
+    "Node",
+    "OutputSpec",
+    "Program",
+    "Ref",
+    "Signature",
+    "Static",
+    "TensorType",
+    "Tree",
+    "dumps",
+    "flatten",
+    "loads",
+    "unflatten",
+    "verify",
+]

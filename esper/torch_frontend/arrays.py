@@ -1,0 +1,94 @@
+"""Torch tensors on their way to and from other libraries: 64-bit honesty, real copies."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from esper.errors import DTypeError, PrecisionError
+
+_NARROW = {torch.float64: torch.float32, torch.complex128: torch.complex64, torch.int64: torch.int32}
+_CARRIED = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex64,
+        torch.complex128,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+    }
+)
+
+
+def exportable(tensor: torch.Tensor, place: str, wide: bool) -> torch.Tensor:
+    """A dense, detached view or copy of `tensor` that DLPack and JAX accept.
+
+    Args:
+        tensor: Any dense CPU or device tensor.
+        place: Its name in the user's model, for errors.
+        wide: Whether 64-bit values are kept; otherwise they narrow, and must fit.
+
+    Raises:
+        DTypeError: A dtype or layout that cannot be carried.
+        PrecisionError: A 64-bit value that does not fit in 32 bits.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype not in _CARRIED:
+        raise DTypeError(f"{place}: a {tensor.layout} tensor of {tensor.dtype} cannot be carried to JAX; make it dense")
+    dense = tensor.detach().resolve_conj().resolve_neg()
+    return (dense if wide else _narrow(dense, place)).contiguous()
+
+
+def _narrow(tensor: torch.Tensor, place: str) -> torch.Tensor:
+    target = _NARROW.get(tensor.dtype)
+    if target is None:
+        return tensor
+    narrow = tensor.to(target)
+    if tensor.dtype is torch.int64:
+        fits = bool((narrow.to(torch.int64) == tensor).all())
+    else:
+        fits = not bool((torch.isfinite(tensor) & ~torch.isfinite(narrow)).any())
+    if not fits:
+        raise PrecisionError(
+            f"{place}: a value of {tensor.dtype} does not fit in {target} (64-bit mode is off); "
+            'turn it on with jax.config.update("jax_enable_x64", True) before wrapping'
+        )
+    return narrow
+
+
+def say_narrowed(tensors: Mapping[str, torch.Tensor]) -> None:
+    """One warning that names the floating-point tensors which lose precision."""
+    lost = [name for name, tensor in tensors.items() if tensor.dtype in (torch.float64, torch.complex128)]
+    if lost:
+        shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        warnings.warn(
+            f"{len(lost)} tensors of 64-bit floats are carried in 32 bits because JAX's 64-bit mode is off: {shown}. "
+            'For full precision: jax.config.update("jax_enable_x64", True) before wrapping.',
+            stacklevel=4,
+        )
+
+
+def to_torch(array: Any, dtype: str | None = None) -> torch.Tensor:
+    """A torch tensor with memory of its own from anything that speaks DLPack.
+
+    Args:
+        array: A concrete array.
+        dtype: torch's name of the dtype to return ("int64"), None to keep the array's.
+    """
+    if str(array.dtype) == "bool" or not array.size:  # DLPack of empty and boolean arrays differs between versions
+        import numpy as np
+
+        tensor = torch.from_numpy(np.array(array)) if array.dtype.kind in "biufc" else torch.empty(array.shape)
+    else:
+        tensor = torch.from_dlpack(array).clone()
+    return tensor if dtype is None else tensor.to(getattr(torch, dtype))

@@ -1,0 +1,174 @@
+"""Where a model's Programs come from: a torch module, traced once for each kind of call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._decomp import decomposition_table
+
+from esper.errors import RefusedError, TraceError
+from esper.program import BindError, Program, Signature, Static, TensorType
+from esper.torch_frontend import capture
+from esper.torch_frontend.arrays import exportable, to_torch
+from esper.torch_frontend.graft import GRAFT, markers
+from esper.torch_frontend.skeleton import modes, set_mode, skeleton
+from esper.torch_frontend.translate import op_name, translate
+
+_LOG = logging.getLogger(__name__)
+Supported = Callable[[str], bool]
+
+
+class TorchSource:
+    """A torch module as a source of Programs.
+
+    Equality is identity: a source stands for one module. What it holds besides is a cache, filled by the
+    first call of each signature.
+
+    Attributes:
+        module: The module's skeleton: structure without memory.
+        layers: Names of the layers that are marked as KasminaLayers.
+        constants: Tensors the captures close over, by name.
+        traces: How many captures were made.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, supported: Supported, layers: Sequence[str] = (), wide: bool = False
+    ) -> None:
+        self.modes = modes(module)
+        self.module = skeleton(module)
+        self.layers = tuple(layers)
+        self.wide = wide
+        self.constants: dict[str, torch.Tensor] = {}
+        self.traces = 0
+        self._supported = supported
+        self._programs: dict[Any, list[Program]] = {}
+        self._aliases = aliases(self.module)
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Every Program captured so far."""
+        return tuple(program for family in self._programs.values() for program in family)
+
+    def program(self, signature: Signature) -> Program:
+        """The Program for a call: one captured before that covers it, or a new capture.
+
+        Raises:
+            TraceError: The module cannot be captured.
+        """
+        known = self._programs.setdefault(signature.family, [])
+        for program in known:
+            if _covers(program, signature):
+                return program
+        program = self._capture(signature)
+        known.append(program)
+        return program
+
+    def exportable(self, tensor: torch.Tensor, place: str) -> torch.Tensor:
+        """`tensor` ready for DLPack, 64-bit values narrowed if this source does so."""
+        return exportable(tensor, place, self.wide)
+
+    def to_torch(self, array: Any, dtype: str | None = None) -> torch.Tensor:
+        """A torch tensor from an array, with memory of its own."""
+        return to_torch(array, dtype)
+
+    def _capture(self, signature: Signature) -> Program:
+        try:
+            program = self._trace(signature, signature.batch_leaves())
+            if _covers(program, signature):
+                return program
+        except RefusedError:
+            raise
+        except TraceError as error:
+            if not signature.batch_leaves():
+                raise
+            _LOG.debug("no symbolic batch, fixed sizes are tried: %s", error)
+        # Some models fix the batch size, or assume it is not 1: the same call with its own sizes decides.
+        return self._trace(signature, frozenset())
+
+    def _trace(self, signature: Signature, dynamic: frozenset[int]) -> Program:
+        tensors = [_example(t, place in dynamic) for place, t in enumerate(signature.tensors)]
+        given = iter(tensors)
+        leaves = [leaf.value if isinstance(leaf, Static) else next(given) for leaf in signature.leaves]
+        flat = capture.flat_call(self._prepared(signature.train), signature.tree, leaves)
+        named = {name: self.module.get_submodule(name) for name in self.layers}
+        with markers(named):
+            exported = capture.export(flat, tensors, dynamic)
+        exported = capture.functionalise(exported, self._decompositions())
+        program = translate(
+            exported,
+            out_tree=flat.seen.out_tree,
+            leaf_names=_leaf_names(signature, leaves),
+            aliases=self._aliases,
+            train=signature.train,
+            constant_name=self._constant,
+        )
+        self.traces += 1
+        return program
+
+    def _prepared(self, train: bool) -> nn.Module:
+        set_mode(self.module, train, self.modes)
+        return self.module if self.wide else narrowed(self.module)
+
+    def _decompositions(self) -> Mapping[Any, Callable[..., Any]]:
+        """PyTorch's own decompositions of the operators that have no lowering."""
+        return {
+            op: rule
+            for op, rule in decomposition_table.items()
+            if isinstance(op, torch._ops.OpOverload) and not self._supported(op_name(op)) and op_name(op) != GRAFT
+        }
+
+    def _constant(self, tensor: torch.Tensor) -> str:
+        """The name under which a closed-over tensor is held: the same tensor has one name."""
+        for name, held in self.constants.items():
+            if held is tensor:
+                return name
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = tensor
+        return name
+
+
+def aliases(module: nn.Module) -> dict[str, str]:
+    """Tied parameters and buffers: {each further name: the first name}."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            owner = first.setdefault(id(tensor), name)
+            if owner != name:
+                tied[name] = owner
+    return tied
+
+
+def narrowed(module: nn.Module) -> nn.Module:
+    """The module with 64-bit floats replaced by 32-bit ones, itself if it has none."""
+    wide = (torch.float64, torch.complex128)
+    if not any(t.dtype in wide for t in (*module.parameters(), *module.buffers())):
+        return module
+    return skeleton(module)._apply(
+        lambda t: t.to(torch.float32 if t.dtype is torch.float64 else torch.complex64) if t.dtype in wide else t
+    )
+
+
+def _covers(program: Program, signature: Signature) -> bool:
+    try:
+        program.bind(signature.shapes)
+    except BindError:
+        return False
+    return True
+
+
+def _example(kind: TensorType, dynamic: bool) -> torch.Tensor:
+    shape = [int(size) for size in kind.shape]
+    if dynamic:
+        shape[0] = max(shape[0], 2)
+    return torch.zeros(shape, dtype=getattr(torch, kind.dtype))
+
+
+def _leaf_names(signature: Signature, leaves: Sequence[Any]) -> list[str]:
+    paths = list(signature.tree.paths())
+    names = [path.removeprefix("[0]") if path.startswith("[0]") else path.removeprefix("[1]") for path in paths]
+    return [name for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,259 @@
+"""An exported graph as a Program: names, literals, types, places. No semantics are changed here."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec as TorchInput, OutputKind
+from torch.fx import Node as FxNode
+
+from esper.errors import TraceError
+from esper.program import DType, InputSpec, Node, OutputSpec, Program, Ref, TensorType, Tree, verify
+from esper.program.sizes import check
+from esper.torch_frontend.capture import PREFIX
+from esper.torch_frontend.places import user_line
+
+_PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "generator")
+_KINDS = {
+    InputKind.PARAMETER: "param",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+    InputKind.USER_INPUT: "user",
+}
+# Operators that drop or broadcast dimensions of size one: a symbolic size must not be 1 there unseen.
+_SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
+
+
+def translate(
+    exported: ExportedProgram,
+    *,
+    out_tree: Tree,
+    leaf_names: Sequence[str],
+    aliases: Mapping[str, str],
+    train: bool,
+    constant_name: Callable[[torch.Tensor], str],
+) -> Program:
+    """The Program of a functionalised export.
+
+    Args:
+        exported: What `functionalise` returned.
+        out_tree: Structure of the module's outputs.
+        leaf_names: A readable place for each tensor input.
+        aliases: Tied names, {alias: canonical}.
+        train: Mode of the capture.
+        constant_name: Names a tensor the graph closes over.
+    """
+    nodes = list(exported.graph.nodes)
+    specs = dict(zip([n for n in nodes if n.op == "placeholder"], exported.graph_signature.input_specs, strict=True))
+    builder = _Builder(aliases, iter(leaf_names), lambda name: constant_name(_constant(exported, name)))
+    for fx_node in nodes:
+        if fx_node.op == "placeholder":
+            builder.add_input(fx_node, specs[fx_node])
+        elif fx_node.op == "call_function":
+            builder.add_node(fx_node)
+        elif fx_node.op == "output":
+            builder.add_outputs(fx_node, exported)
+        elif fx_node.op != "get_attr":
+            raise TraceError(f"unexpected {fx_node.op} node {fx_node.name} in the exported graph")
+    guards = [*_guards(exported), *builder.squeezed()]
+    program = Program(
+        inputs=tuple(builder.inputs),
+        nodes=_live(builder.nodes, builder.outputs),
+        outputs=tuple(builder.outputs),
+        out_tree=out_tree,
+        types=builder.types,
+        ranges=_ranges(exported),
+        guards=tuple(dict.fromkeys(guards)),
+        aliases=dict(aliases),
+        train=train,
+    )
+    return verify(program)
+
+
+class _Builder:
+    """Collects the parts of a Program while the graph is walked."""
+
+    def __init__(
+        self, aliases: Mapping[str, str], leaf_names: Iterator[str], constant_name: Callable[[str], str]
+    ) -> None:
+        self.inputs: list[InputSpec] = []
+        self.nodes: list[Node] = []
+        self.outputs: list[OutputSpec] = []
+        self.types: dict[str, TensorType] = {}
+        self._aliases, self._leaf_names, self._constant_name = aliases, leaf_names, constant_name
+        self._values: dict[FxNode, Any] = {}
+        self._holders: dict[tuple[str, str], str] = {}
+        self._symbols: dict[str, str] = {}
+        self._user_tensors = 0
+
+    def add_input(self, fx_node: FxNode, spec: TorchInput) -> None:
+        kind = _KINDS.get(spec.kind)
+        if kind is None:
+            raise TraceError(f"an input of kind {spec.kind.name} cannot be carried: {spec.target}")
+        found = _tensor_type(fx_node.meta["val"])
+        target = next(self._leaf_names) if kind == "user" else _strip(spec.target or "")
+        if kind == "user":
+            self._note_symbols(found)
+        elif kind == "constant":
+            target = self._constant_name(spec.target or "")
+        target = self._aliases.get(target, target) if kind in ("param", "buffer") else target
+        holder = self._holders.setdefault((kind, target), fx_node.name)
+        self._values[fx_node] = Ref(holder)
+        if holder == fx_node.name:  # tied names become one input
+            self.types[fx_node.name] = found
+            self.inputs.append(InputSpec(fx_node.name, kind, target, found))
+
+    def add_node(self, fx_node: FxNode) -> None:
+        if fx_node.target is operator.getitem:
+            source, index = fx_node.args
+            self._values[fx_node] = self._values[source][index]  # type: ignore[index]
+            return
+        value = fx_node.meta.get("val")
+        multiple = isinstance(value, list | tuple)
+        members = list(value) if multiple else [value]
+        names = [f"{fx_node.name}_{i}" if multiple else fx_node.name for i in range(len(members))]
+        self._values[fx_node] = tuple(Ref(n) for n in names) if multiple else Ref(names[0])
+        self.types.update({n: _tensor_type(v) for n, v in zip(names, members, strict=True) if _is_tensor(v)})
+        self.nodes.append(
+            Node(
+                op=op_name(fx_node.target),
+                args=self._literal(tuple(fx_node.args)),
+                kwargs=tuple((k, self._literal(v)) for k, v in fx_node.kwargs.items() if k not in _PLACEMENT),
+                outputs=tuple(names),
+                multiple=multiple,
+                scope=_scope(fx_node),
+                source=user_line(fx_node.meta["stack_trace"]) if fx_node.meta.get("stack_trace") else "",
+            )
+        )
+
+    def add_outputs(self, fx_node: FxNode, exported: ExportedProgram) -> None:
+        for value, spec in zip(fx_node.args[0], exported.graph_signature.output_specs, strict=True):  # type: ignore[arg-type]
+            if spec.kind is OutputKind.USER_OUTPUT:
+                self.outputs.append(OutputSpec("user", self._literal(value)))
+            elif spec.kind is OutputKind.BUFFER_MUTATION:
+                target = _strip(spec.target or "")
+                self.outputs.append(OutputSpec("buffer", self._literal(value), self._aliases.get(target, target)))
+            else:
+                raise TraceError(f"the forward changes {_strip(spec.target or '')!r} in place ({spec.kind.name})")
+
+    def squeezed(self) -> list[str]:
+        """Guards that keep symbolic sizes from being 1 where a squeeze would drop them."""
+        guards = []
+        for node in self.nodes:
+            if node.op in _SQUEEZES and isinstance(node.args[0], Ref):
+                shape = self.types[node.args[0].name].shape
+                guards += [f"{self._symbols[d]} != 1" for d in shape if isinstance(d, str) and d in self._symbols]
+        return guards
+
+    def _note_symbols(self, found: TensorType) -> None:
+        for dimension, size in enumerate(found.shape):
+            if isinstance(size, str):
+                self._symbols.setdefault(size, f"size({self._user_tensors}, {dimension})")
+        self._user_tensors += 1
+
+    def _literal(self, value: Any) -> Any:
+        if isinstance(value, FxNode):
+            return self._values[value]
+        if isinstance(value, list | tuple):
+            return tuple(self._literal(item) for item in value)
+        if isinstance(value, torch.dtype):
+            return DType(dtype_name(value))
+        if isinstance(value, torch.device | torch.layout | torch.memory_format):
+            return None
+        if value is None or isinstance(value, bool | int | float | complex | str):
+            return value
+        raise TraceError(f"an argument of type {type(value).__name__} cannot be carried in a Program: {value!r}")
+
+
+def op_name(target: Any) -> str:
+    """The full overload name of a call target."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order.{target.name()}.default"
+    module = {"_operator": "operator"}.get(target.__module__, target.__module__)
+    return f"python.{module}.{target.__name__}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _constant(exported: ExportedProgram, name: str) -> torch.Tensor:
+    found = exported.constants[name]
+    if not isinstance(found, torch.Tensor):
+        raise TraceError(f"the model closes over {name}, a {type(found).__name__}, which cannot be carried")
+    return found
+
+
+def _strip(name: str) -> str:
+    return "" if name == PREFIX else name.removeprefix(f"{PREFIX}.")
+
+
+def _scope(fx_node: FxNode) -> str:
+    stack = fx_node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if not path.startswith("_empty_nn")]
+    return re.sub(r"@\d+", "", _strip(paths[-1])) if paths else ""
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _tensor_type(value: torch.Tensor) -> TensorType:
+    return TensorType(tuple(_size(s) for s in value.shape), dtype_name(value.dtype))
+
+
+def _size(size: int | torch.SymInt) -> int | str:
+    text = str(size)
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+
+def _ranges(exported: ExportedProgram) -> dict[str, tuple[int, int | None]]:
+    ranges = {}
+    for symbol, limits in exported.range_constraints.items():
+        high = float(limits.upper) if limits.upper.is_number and limits.upper.is_finite else math.inf
+        ranges[str(symbol)] = (int(limits.lower), None if high >= 2**62 else int(high))
+    return ranges
+
+
+def _guards(exported: ExportedProgram) -> list[str]:
+    """Export's guards, `L['tensors'][0].size()[1]` written as `size(0, 1)`."""
+    guards = []
+    for code in getattr(exported, "_guards_code", None) or []:
+        text = ast.unparse(_GuardSizes().visit(ast.parse(code, mode="eval")))
+        check(text)
+        guards.append(text)
+    return guards
+
+
+class _GuardSizes(ast.NodeTransformer):
+    """L['tensors'][i].size()[d] -> size(i, d)."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        match node:
+            case ast.Subscript(
+                ast.Call(ast.Attribute(ast.Subscript(ast.Subscript(ast.Name("L")), ast.Constant(i)), "size")),
+                ast.Constant(d),
+            ):
+                return ast.Call(ast.Name("size"), [ast.Constant(i), ast.Constant(d)], [])
+        return self.generic_visit(node)
+
+
+def _live(nodes: Sequence[Node], outputs: Sequence[OutputSpec]) -> tuple[Node, ...]:
+    """The nodes that something reads; drawing nodes keep their order, so keys stay as they are."""
+    wanted = {spec.value.name for spec in outputs if isinstance(spec.value, Ref)}
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(ref.name for ref in node.refs())
+            kept.append(node)
+    return tuple(reversed(kept))
