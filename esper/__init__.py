@@ -1,0 +1,61 @@
+"""esper: run, train and grow PyTorch models on XLA, and get PyTorch back.
+
+`wrap` turns a `torch.nn.Module` into an immutable JAX pytree, `germinate`, `transition`, `set_alpha` and
+`cull` make it grow, `unwrap` gives a `torch.nn.Module` back. Importing esper imports neither torch nor
+jax: each name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esper.api import unwrap, wrap
+    from esper.configs import EsperConfig
+    from esper.growth.verbs import cull, germinate, set_alpha, transition
+    from esper.jax_backend.layers import KasminaLayer
+    from esper.jax_backend.model import MorphableModel
+    from esper.jax_backend.registry import lowers
+    from esper.lifecycle import SeedLifecycleState
+
+__version__ = "0.2.0"
+API_VERSION = "v1"
+
+__all__ = [
+    "API_VERSION",
+    "EsperConfig",
+    "KasminaLayer",
+    "MorphableModel",
+    "SeedLifecycleState",
+    "__version__",
+    "cull",
+    "germinate",
+    "lowers",
+    "set_alpha",
+    "transition",
+    "unwrap",
+    "wrap",
+]
+
+_PLACES = {
+    "EsperConfig": "esper.configs",
+    "KasminaLayer": "esper.jax_backend.layers",
+    "MorphableModel": "esper.jax_backend.model",
+    "SeedLifecycleState": "esper.lifecycle",
+    "cull": "esper.growth.verbs",
+    "germinate": "esper.growth.verbs",
+    "lowers": "esper.jax_backend.registry",
+    "set_alpha": "esper.growth.verbs",
+    "transition": "esper.growth.verbs",
+    "unwrap": "esper.api",
+    "wrap": "esper.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'esper' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -31,6 +31,10 @@ class WrapError(EsperError, TypeError):
     """The object given to `wrap` is not a module esper can hold."""
 
 
+class ArgumentError(EsperError, ValueError):
+    """An argument out of its range."""
+
+
 class TargetError(EsperError, ValueError):
     """`target_layers` matches nothing, or names something that is not a layer."""
 

@@ -37,7 +37,7 @@ def to_numpy(tensor):
 
 
 def to_jax(tensor, place="an input"):
-    return jnp.copy(jax.dlpack.from_dlpack(exportable(tensor, place, jax.config.jax_enable_x64)))
+    return jnp.array(exportable(tensor, place, jax.config.jax_enable_x64))
 
 
 def lower(module, inputs, train=False):

@@ -56,7 +56,7 @@ def evaluate(
             del values[name]  # long chains of dead intermediates would otherwise live until the end
     outputs, updated = [], dict(buffers)
     for spec in program.outputs:
-        value = _resolve(spec.value, values)
+        value = resolve(spec.value, values)
         if spec.kind == "buffer":
             updated[spec.target] = value
         else:
@@ -68,7 +68,7 @@ def check_key(program: Program, key: jax.Array | None) -> None:
     """Raises MissingKeyError, naming every site, if `program` draws and there is no key."""
     if key is not None:
         return
-    sites = [f"  {node.op}  {node.scope or '(root)'}  ({node.source})" for node in program.nodes if draws(node.op)]
+    sites = [f"  {node.op}  {node.scope or '(root)'}  ({node.source})" for node in program.nodes if draws(node)]
     if sites:
         raise MissingKeyError(
             "this forward draws random numbers, so it needs `key=jax.random.key(...)`; it draws here:\n"
@@ -105,9 +105,9 @@ def _keys(key: jax.Array | None) -> tuple[Iterator[jax.Array | None], Iterator[j
 
 def _run(node: Node, values: dict[str, Any], keys: tuple[Iterator[Any], Iterator[Any]], grafts: Grafts) -> None:
     found = lowering(node.op)
-    args = _resolve(node.args, values)
-    kwargs = {name: _resolve(value, values) for name, value in node.kwargs}
-    if found.draws:
+    args = resolve(node.args, values)
+    kwargs = {name: resolve(value, values) for name, value in node.kwargs}
+    if found.draws_at(node):
         kwargs["key"] = next(keys[0])
     if found.grafts:
         kwargs |= {"grafts": grafts, "key": next(keys[1])}
@@ -119,11 +119,12 @@ def _run(node: Node, values: dict[str, Any], keys: tuple[Iterator[Any], Iterator
         values[node.outputs[0]] = made
 
 
-def _resolve(value: Any, values: Mapping[str, Any]) -> Any:
+def resolve(value: Any, values: Mapping[str, Any]) -> Any:
+    """A node's argument with its Refs and dtypes replaced by what they stand for."""
     if isinstance(value, Ref):
         return values[value.name]
     if isinstance(value, tuple):
-        return tuple(_resolve(item, values) for item in value)
+        return tuple(resolve(item, values) for item in value)
     return dtype_of(value.name) if isinstance(value, DType) else value
 
 

@@ -7,14 +7,18 @@ lets tensors with dimensions decide before 0-d tensors, and those before Python 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 DEFAULT_FLOAT = "float32"
 _ALIASES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32"}
+_HALF = (jnp.dtype("float16"), jnp.dtype("bfloat16"))
 _CATEGORY = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
@@ -77,6 +81,12 @@ def promote(*operands: Any) -> list[jax.Array]:
     return [jnp.asarray(operand, dtype) for operand in operands]
 
 
+def promote_to_float(*operands: Any) -> list[jax.Array]:
+    """The operands as arrays of `float_type`: what `atan2`, `true_divide` and the like do."""
+    dtype = float_type(*operands)
+    return [jnp.asarray(operand, dtype) for operand in operands]
+
+
 def to_float(x: jax.Array) -> jax.Array:
     """`x`, integers and booleans turned to the default float: what sqrt, mean, sin and the like do."""
     return x if is_inexact(x) else x.astype(default_float())
@@ -95,6 +105,22 @@ def sum_type(x: jax.Array, dtype: np.dtype | None) -> np.dtype:
     return x.dtype if is_inexact(x) else default_int()
 
 
+def in_float32(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """`rule`, with a first operand of bfloat16 or float16 computed in float32 and rounded once at the end.
+
+    Torch's kernels do the same (`opmath_t` and `acc_type` in aten/src/ATen/OpMathType.h, AccumulateType.h).
+    Further array operands are promoted by what they meet inside.
+    """
+
+    @wraps(rule)
+    def widened(x: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        if x.dtype not in _HALF:
+            return rule(x, *args, **kwargs)
+        return jax.tree.map(lambda out: out.astype(x.dtype), rule(x.astype(jnp.float32), *args, **kwargs))
+
+    return widened
+
+
 def _dtype(x: Any) -> np.dtype:
     if isinstance(x, bool):
         return jnp.dtype(bool)
@@ -104,6 +130,8 @@ def _dtype(x: Any) -> np.dtype:
         return default_float()
     if isinstance(x, complex):
         return dtype_of("complex64")
+    if jax.export.is_symbolic_dim(x):
+        return default_int()
     return jnp.dtype(x.dtype if hasattr(x, "dtype") else x)
 
 

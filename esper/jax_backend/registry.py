@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from esper.errors import OpSite, UnsupportedOpError
-from esper.program import Program
+from esper.program import Node, Program
 
+Draws = bool | Callable[..., bool]
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
@@ -19,24 +20,30 @@ class Lowering:
     Attributes:
         rule: Takes ATen's arguments as JAX arrays, Python scalars and numpy dtypes; returns an array,
             or a tuple or list of arrays for operators that return several.
-        draws: Whether the rule takes `key=`, a key of its own for each node.
+        draws: Whether the rule takes `key=`, a key of its own for each node; a function of the node's
+            arguments decides for operators that draw only at times.
         grafts: Whether the rule takes `grafts=`, the kernels of the running model by layer name.
     """
 
     rule: Callable[..., Any]
-    draws: bool = False
+    draws: Draws = False
     grafts: bool = False
+
+    def draws_at(self, node: Node) -> bool:
+        """Whether the rule draws at this node."""
+        return self.draws(*node.args, **dict(node.kwargs)) if callable(self.draws) else self.draws
 
 
 _TABLE: dict[str, Lowering] = {}
 
 
-def lowers(*ops: str, draws: bool = False, grafts: bool = False) -> Callable[[Rule], Rule]:
+def lowers(*ops: str, draws: Draws = False, grafts: bool = False) -> Callable[[Rule], Rule]:
     """Registers the decorated rule as the lowering of `ops`.
 
     Args:
         ops: Full overload names, such as "aten.add.Tensor".
-        draws: The rule draws random numbers and takes `key=`.
+        draws: The rule draws random numbers and takes `key=`; or a function of the operator's arguments
+            that says when it does (it then takes no `key` otherwise).
         grafts: The rule takes `grafts=`.
 
     Raises:
@@ -70,9 +77,9 @@ def is_lowered(op: str) -> bool:
     return op in _TABLE
 
 
-def draws(op: str) -> bool:
-    """Whether running `op` takes a random key."""
-    return op in _TABLE and _TABLE[op].draws
+def draws(node: Node) -> bool:
+    """Whether running `node` takes a random key."""
+    return node.op in _TABLE and _TABLE[node.op].draws_at(node)
 
 
 def lowered_ops() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from esper.program.graph import (
     TensorType,
 )
 from esper.program.signature import Signature, Static
+from esper.program.site import LayerSite
 from esper.program.tree import Tree, flatten, unflatten
 from esper.program.verify import verify
 
@@ -23,6 +24,7 @@ __all__ = [
     "BindError",
     "DType",
     "InputSpec",
+    "LayerSite",
     "Node",
     "OutputSpec",
     "Program",

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import torch
 
 from esper.errors import DTypeError, PrecisionError
@@ -30,9 +32,16 @@ _CARRIED = frozenset(
     }
 )
 
+# numpy has no dtype of its own for these: they travel as bits.
+_BY_BITS = {
+    torch.bfloat16: (torch.int16, "bfloat16"),
+    torch.float8_e4m3fn: (torch.uint8, "float8_e4m3fn"),
+    torch.float8_e5m2: (torch.uint8, "float8_e5m2"),
+}
 
-def exportable(tensor: torch.Tensor, place: str, wide: bool) -> torch.Tensor:
-    """A dense, detached view or copy of `tensor` that DLPack and JAX accept.
+
+def exportable(tensor: torch.Tensor, place: str, wide: bool) -> np.ndarray:
+    """A dense numpy view of `tensor` (of a narrowed or contiguous copy where needed); the reader copies it.
 
     Args:
         tensor: Any dense CPU or device tensor.
@@ -46,7 +55,11 @@ def exportable(tensor: torch.Tensor, place: str, wide: bool) -> torch.Tensor:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype not in _CARRIED:
         raise DTypeError(f"{place}: a {tensor.layout} tensor of {tensor.dtype} cannot be carried to JAX; make it dense")
     dense = tensor.detach().resolve_conj().resolve_neg()
-    return (dense if wide else _narrow(dense, place)).contiguous()
+    ready = (dense if wide else _narrow(dense, place)).contiguous().cpu()
+    if ready.dtype not in _BY_BITS:
+        return ready.numpy()
+    bits, name = _BY_BITS[ready.dtype]
+    return ready.view(bits).numpy().view(getattr(ml_dtypes, name))
 
 
 def _narrow(tensor: torch.Tensor, place: str) -> torch.Tensor:
@@ -79,16 +92,16 @@ def say_narrowed(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def to_torch(array: Any, dtype: str | None = None) -> torch.Tensor:
-    """A torch tensor with memory of its own from anything that speaks DLPack.
+    """A torch tensor with memory of its own.
 
     Args:
-        array: A concrete array.
+        array: A concrete array, such as a JAX or numpy one.
         dtype: torch's name of the dtype to return ("int64"), None to keep the array's.
     """
-    if str(array.dtype) == "bool" or not array.size:  # DLPack of empty and boolean arrays differs between versions
-        import numpy as np
-
-        tensor = torch.from_numpy(np.array(array)) if array.dtype.kind in "biufc" else torch.empty(array.shape)
+    own = np.array(array)  # a copy: JAX's memory must not be writable from torch
+    bits = {name: (dtype, bits) for dtype, (bits, name) in _BY_BITS.items()}.get(own.dtype.name)
+    if bits is None:
+        tensor = torch.from_numpy(own)
     else:
-        tensor = torch.from_dlpack(array).clone()
+        tensor = torch.from_numpy(own.view(str(bits[1]).removeprefix("torch."))).view(bits[0])
     return tensor if dtype is None else tensor.to(getattr(torch, dtype))

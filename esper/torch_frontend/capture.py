@@ -87,7 +87,7 @@ def export(flat: _Flat, tensors: Sequence[torch.Tensor], dynamic: frozenset[int]
 
 def functionalise(captured: ExportedProgram, decompositions: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
     """In-place updates turned into outputs; the operators in `decompositions` taken apart."""
-    with _quiet():
+    with _quiet(), _export_settings():
         try:
             return captured.run_decompositions(dict(decompositions))
         except Exception as error:  # as above

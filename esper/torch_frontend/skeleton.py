@@ -49,7 +49,7 @@ def set_mode(module: nn.Module, train: bool, modes_at_wrap: dict[str, bool]) -> 
     module.train(train)
     if train and modes_at_wrap.get("", False):
         for name, sub in module.named_modules(remove_duplicate=False):
-            sub.training = modes_at_wrap[name]
+            sub.training = modes_at_wrap.get(name, sub.training)
 
 
 def _registered(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch._decomp import decomposition_table
 
 from esper.errors import RefusedError, TraceError
-from esper.program import BindError, Program, Signature, Static, TensorType
+from esper.program import BindError, LayerSite, Program, Signature, Static, TensorType
 from esper.torch_frontend import capture
 from esper.torch_frontend.arrays import exportable, to_torch
+from esper.torch_frontend.blueprints import build
 from esper.torch_frontend.graft import GRAFT, markers
 from esper.torch_frontend.skeleton import modes, set_mode, skeleton
 from esper.torch_frontend.translate import op_name, translate
+
+@dataclass(frozen=True)
+class Sprout:
+    """A kernel that has just been built.
+
+    Attributes:
+        source: Where its Programs come from.
+        params: Its initial parameters by torch name.
+        placement: What it is fed, "parallel" or "sequential".
+        options: The recipe's options, defaults included.
+    """
+
+    source: TorchSource
+    params: Mapping[str, torch.Tensor]
+    placement: str
+    options: tuple[tuple[str, Any], ...]
+
 
 _LOG = logging.getLogger(__name__)
 Supported = Callable[[str], bool]
@@ -32,6 +52,7 @@ class TorchSource:
         module: The module's skeleton: structure without memory.
         layers: Names of the layers that are marked as KasminaLayers.
         constants: Tensors the captures close over, by name.
+        carried: What the backend made of the constants.
         traces: How many captures were made.
     """
 
@@ -43,9 +64,12 @@ class TorchSource:
         self.layers = tuple(layers)
         self.wide = wide
         self.constants: dict[str, torch.Tensor] = {}
+        self.carried: dict[str, Any] = {}
         self.traces = 0
         self._supported = supported
         self._programs: dict[Any, list[Program]] = {}
+        self._signatures: list[Signature] = []
+        self._narrowed_from = {} if wide else _wide_tensors(module)
         self._aliases = aliases(self.module)
 
     @property
@@ -65,15 +89,40 @@ class TorchSource:
                 return program
         program = self._capture(signature)
         known.append(program)
+        self._signatures.append(signature)
         return program
 
-    def exportable(self, tensor: torch.Tensor, place: str) -> torch.Tensor:
-        """`tensor` ready for DLPack, 64-bit values narrowed if this source does so."""
+    def calls(self) -> list[Signature]:
+        """One signature for each kind of call seen so far, all in evaluation mode."""
+        return list({signature.family[:2]: replace(signature, train=False) for signature in self._signatures}.values())
+
+    def original(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The 64-bit tensor that `tensor` was narrowed from, if it has not changed since; else `tensor`."""
+        wide = self._narrowed_from.get(name)
+        return tensor if wide is None or not torch.equal(wide.to(tensor.dtype), tensor) else wide
+
+    def template(self) -> nn.Module:
+        """A fresh copy of the module's structure, for values to be written into."""
+        return skeleton(self.module)
+
+    def exportable(self, tensor: torch.Tensor, place: str) -> np.ndarray:
+        """`tensor` as a numpy view, 64-bit values narrowed if this source does so."""
         return exportable(tensor, place, self.wide)
 
-    def to_torch(self, array: Any, dtype: str | None = None) -> torch.Tensor:
+    def to_foreign(self, array: Any, dtype: str | None = None) -> torch.Tensor:
         """A torch tensor from an array, with memory of its own."""
         return to_torch(array, dtype)
+
+    def sprout(self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int) -> Sprout:
+        """Builds a kernel for a layer: a source of its own, and initial parameters.
+
+        Raises:
+            UnknownBlueprintError: No such blueprint for this kind of layer.
+        """
+        kernel, entry = build(blueprint, site, options, entropy)
+        params = {name: parameter.detach() for name, parameter in kernel.named_parameters()}
+        source = TorchSource(kernel, supported=self._supported, wide=self.wide)
+        return Sprout(source, params, entry.placement, tuple(sorted({**entry.options, **options}.items())))
 
     def _capture(self, signature: Signature) -> Program:
         try:
@@ -141,6 +190,13 @@ def aliases(module: nn.Module) -> dict[str, str]:
             if owner != name:
                 tied[name] = owner
     return tied
+
+
+def _wide_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the 64-bit floats, which narrowing would round."""
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    wide = (torch.float64, torch.complex128)
+    return {name: tensor.detach().clone() for name, tensor in named.items() if tensor.dtype in wide}
 
 
 def narrowed(module: nn.Module) -> nn.Module:

@@ -1,0 +1,237 @@
+"""Floor 5: `wrap` and `unwrap`, the only place where the torch half and the JAX half meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from esper.errors import ArgumentError, ParityError, WrapError
+from esper.jax_backend.interchange import adopt
+from esper.jax_backend.model import MorphableModel
+from esper.jax_backend.registry import is_lowered
+from esper.jax_backend.seeds import SeedState
+from esper.jax_backend.source import Structure
+from esper.parity import compare, tolerance
+from esper.program import flatten
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from esper.torch_frontend.rebuild import Growth
+    from esper.torch_frontend.targets import Target
+
+
+def wrap(
+    module: nn.Module,
+    target_layers: Sequence[Target] | Target | None = None,
+    seeds_per_layer: int = 4,
+    cache_size_mb: int = 128,
+    *,
+    example_inputs: Any = None,
+) -> MorphableModel:
+    """A PyTorch module as an immutable JAX pytree whose forward is one XLA program.
+
+    The module is neither held nor changed: parameters and buffers are copied. Programs are captured at the
+    first call of each kind of input; a new batch size needs no new capture.
+
+    Args:
+        module: Any `torch.nn.Module` with dense parameters. If it is in training mode now, `train=True`
+            keeps the mode of each submodule; otherwise `train=True` means `module.train()`.
+        target_layers: The layers that can grow: types (subclasses match), names, globs, predicates of
+            (name, module), or a mixture. None: every linear and convolution layer. []: none.
+        seeds_per_layer: Growth slots of each of them, >= 0.
+        cache_size_mb: Budget for trained kernels that are kept on the device, in MiB, >= 0.
+        example_inputs: A tuple of arguments, a dict of keyword arguments, or one tensor: traces now, and
+            reports everything that cannot be lowered now.
+
+    Returns:
+        The model, in the state of the module.
+
+    Raises:
+        WrapError: `module` is no module, or holds what cannot be copied.
+        TargetError: An explicit target matches nothing.
+        PrecisionError: A 64-bit value that does not fit while JAX's 64-bit mode is off.
+
+    Example:
+        >>> import esper, torch
+        >>> model = esper.wrap(torch.nn.Linear(3, 2))
+        >>> model(torch.ones(5, 3)).shape
+        torch.Size([5, 2])
+    """
+    from esper.torch_frontend.arrays import say_narrowed
+    from esper.torch_frontend.source import TorchSource
+    from esper.torch_frontend.targets import describe, find_layers
+
+    _check_arguments(module, seeds_per_layer, cache_size_mb)
+    layers = find_layers(module, target_layers)
+    wide = jax.config.jax_enable_x64
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    source = TorchSource(module, supported=is_lowered, layers=tuple(layers), wide=wide)
+    arrays = {name: adopt(source, tensor, name) for name, tensor in tensors.items()}
+    if not wide:
+        say_narrowed(tensors)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    model = MorphableModel(
+        params={"host": {name: arrays[name] for name in arrays if name in trained}, "kernels": {}},
+        buffers={name: arrays[name] for name in arrays if name not in trained},
+        seeds=SeedState.dormant(len(layers), seeds_per_layer),
+        structure=Structure(
+            source=source,
+            sites=tuple(describe(name, layer) for name, layer in layers.items()),
+            seeds_per_layer=seeds_per_layer,
+            cache_size_mb=cache_size_mb,
+        ),
+    )
+    if example_inputs is not None:
+        _trace_now(model, example_inputs)
+    return model
+
+
+def unwrap(model: MorphableModel, *, probe: Any = None, verify: bool = True) -> nn.Module:
+    """The model as a plain `torch.nn.Module`, trained, with everything that grew.
+
+    Args:
+        model: A wrapped model.
+        probe: Inputs to compare on (as `example_inputs` of `wrap`); None draws random ones for each
+            evaluation-mode Program captured so far.
+        verify: Whether to compare at all.
+
+    Returns:
+        A new module of the original class, with the original `state_dict` keys; kernels that take part in
+        the forward (GRAFTING, ACTIVE, FOSSILIZED with alpha above 0) are submodules `grown` of their layer.
+        Kernels still TRAINING are no part of the model's function and are left out. The attribute
+        `esper_certificate` holds what the comparison measured, as a plain dict.
+
+    Raises:
+        ParityError: The two disagree beyond the tolerance of the dtype.
+    """
+    from esper.torch_frontend.rebuild import rebuild
+
+    source: Any = model.structure.source
+    module = rebuild(source, _tensors(model), list(_growths(model)))
+    if verify:
+        found = certificate(model, module, probe)
+        if found is not None:
+            object.__setattr__(module, "esper_certificate", asdict(found))
+            if found.scaled > tolerance(found.dtype):
+                raise ParityError(f"the unwrapped module disagrees with the model: {found}")
+    return module
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What comparing a model with its unwrapped module measured, in evaluation mode.
+
+    Attributes:
+        max_abs: Largest absolute difference of any output.
+        max_rel: The same, relative to the output's largest magnitude.
+        scaled: The same, relative to that magnitude or 1, whichever is larger; what the tolerance is for.
+        dtype: The least precise floating dtype among the outputs.
+        calls: How many calls were compared.
+    """
+
+    max_abs: float
+    max_rel: float
+    scaled: float
+    dtype: str
+    calls: int
+
+
+def certificate(model: MorphableModel, module: nn.Module, probe: Any = None) -> Certificate | None:
+    """Compares the model's and the module's outputs; None if there is nothing to compare on yet.
+
+    Args:
+        model: A wrapped model.
+        module: What `unwrap` gave.
+        probe: As for `unwrap`.
+    """
+    from esper.torch_frontend.probe import evaluating
+
+    calls = [_arguments(probe)] if probe is not None else _probes(model)
+    worst: list[tuple[float, float, float, str]] = []
+    for args, kwargs in calls:
+        with evaluating(module) as run:
+            wanted, _ = flatten(run(*args, **kwargs))
+        found, _ = flatten(model(*args, **kwargs))
+        for actual, expected in zip(found, wanted, strict=False):
+            if hasattr(expected, "detach"):
+                gap = compare(_numpy(actual), _numpy(expected))
+                worst.append((gap.max_abs, gap.max_rel, gap.scaled, str(expected.dtype).removeprefix("torch.")))
+    if not worst:
+        return None
+    floating = [dtype for *_, dtype in worst if tolerance(dtype)]
+    loosest = max(floating, key=tolerance, default="int64")
+    return Certificate(*(max(row[i] for row in worst) for i in range(3)), dtype=loosest, calls=len(calls))
+
+
+def _check_arguments(module: Any, seeds_per_layer: Any, cache_size_mb: Any) -> None:
+    from torch import jit, nn
+
+    if isinstance(module, MorphableModel):
+        raise WrapError("this model is wrapped already")
+    if not isinstance(module, nn.Module):
+        raise WrapError(f"wrap takes a torch.nn.Module instance, not {type(module).__name__}: {module!r:.80}")
+    if isinstance(module, jit.ScriptModule):
+        raise WrapError("a scripted module cannot be wrapped: wrap the nn.Module it was scripted from")
+    for name, value in (("seeds_per_layer", seeds_per_layer), ("cache_size_mb", cache_size_mb)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise WrapError(f"{name} is a whole number, not {value!r}")
+        if value < 0:
+            raise ArgumentError(f"{name} is at least 0, not {value}")
+
+
+def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    return (given, {}) if isinstance(given, tuple) else ((given,), {})
+
+
+def _trace_now(model: MorphableModel, example_inputs: Any) -> None:
+    from esper.jax_backend.call import prepare
+    from esper.jax_backend.registry import check_lowered
+
+    args, kwargs = _arguments(example_inputs)
+    check_lowered(prepare(model.structure.source, args, kwargs, train=False).program)
+
+
+def _tensors(model: MorphableModel) -> dict[str, torch.Tensor]:
+    source = model.structure.source
+    arrays = {**model.params["host"], **model.buffers}
+    return {name: source.to_foreign(array, None) for name, array in arrays.items()}
+
+
+def _growths(model: MorphableModel) -> list[Growth]:
+    from esper.torch_frontend.rebuild import Growth
+
+    live, alpha = np.asarray(model.seeds.live()), np.asarray(model.seeds.alpha)
+    growths = []
+    for kernel in model.structure.kernels:
+        row = model.structure.row(kernel.layer)
+        if live[row, kernel.seed]:
+            arrays = model.params["kernels"][kernel.layer][kernel.seed]
+            params = {name: kernel.source.to_foreign(array, None) for name, array in arrays.items()}
+            source: Any = kernel.source
+            growths.append(Growth(kernel.layer, source, params, kernel.placement, float(alpha[row, kernel.seed])))
+    return growths
+
+
+def _probes(model: MorphableModel) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    from esper.torch_frontend.probe import random_call
+
+    source: Any = model.structure.source
+    return [random_call(signature) for signature in source.calls()]
+
+
+def _numpy(value: Any) -> np.ndarray:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+    return np.asarray(value)
+

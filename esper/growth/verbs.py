@@ -1,0 +1,169 @@
+"""The growth verbs: pure functions from a model to a model.
+
+Those that change which kernels there are (germinate, cull) also migrate the optimiser state, and mean
+another compiled program; the others change data only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+
+from esper.errors import SeedError, UnknownLayerError
+from esper.growth.optimizer import migrate
+from esper.jax_backend.interchange import adopt
+from esper.jax_backend.model import MorphableModel
+from esper.jax_backend.source import Kernel, Structure
+from esper.lifecycle import SeedLifecycleState, check_transition
+
+State = TypeVar("State")
+
+
+def germinate(
+    model: MorphableModel,
+    opt_state: State,
+    *,
+    layer: str,
+    seed: int = 0,
+    blueprint: str,
+    key: jax.Array,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[MorphableModel, State]:
+    """Puts a new kernel into a dormant seed, which starts TRAINING; the model's outputs do not change.
+
+    Args:
+        model: The model.
+        opt_state: An optax state for `model.params`, or None.
+        layer: Name of a KasminaLayer.
+        seed: Which of its seeds.
+        blueprint: Name of a recipe for this kind of layer.
+        key: What the kernel's parameters are drawn from.
+        options: The recipe's options, such as {"rank": 16}.
+
+    Returns:
+        The model with the kernel, and the optimiser state with its entries.
+
+    Raises:
+        UnknownLayerError: No such layer.
+        UnknownBlueprintError: No such blueprint for this kind of layer.
+        IllegalTransitionError: The seed is not DORMANT.
+    """
+    row = _row(model, layer, seed)
+    check_transition(_state(model, row, seed), SeedLifecycleState.LOADING, _place(layer, seed))
+    structure = model.structure
+    entropy = int(jax.random.bits(key, dtype=jnp.uint32))
+    sprout = structure.source.sprout(blueprint, structure.sites[row], options or {}, entropy)
+    kernel = Kernel(layer, seed, blueprint, sprout.options, structure.sites[row], sprout.placement, sprout.source)
+    arrays = {name: adopt(sprout.source, tensor, f"{layer}: {name}") for name, tensor in sprout.params.items()}
+    grown = _with_kernel(model, kernel, arrays)
+    seeds = grown.seeds.set(
+        row,
+        seed,
+        lifecycle=int(SeedLifecycleState.TRAINING),
+        alpha=0.0,
+        kernel_id=crc32(f"{blueprint} {sprout.options} {entropy}".encode()),
+        health=math.nan,
+        age=0,
+        last_update=0,
+    )
+    return grown.replace(seeds=seeds), migrate(opt_state, model.params, grown.params)
+
+
+def transition(model: MorphableModel, *, layer: str, seed: int = 0, to: SeedLifecycleState) -> MorphableModel:
+    """Moves a seed to another state; data only, nothing is compiled again.
+
+    Raises:
+        IllegalTransitionError: The table does not allow the move.
+        SeedError: The new state needs a kernel and the seed has none.
+    """
+    row = _row(model, layer, seed)
+    target = SeedLifecycleState(to)
+    check_transition(_state(model, row, seed), target, _place(layer, seed))
+    needs_kernel = target not in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING, SeedLifecycleState.CULLED)
+    if needs_kernel and not _kernel(model.structure, layer, seed):
+        raise SeedError(f"{_place(layer, seed)} holds no kernel, so it cannot become {target.name}: germinate it first")
+    if target is SeedLifecycleState.DORMANT and _kernel(model.structure, layer, seed):
+        raise SeedError(f"{_place(layer, seed)} still holds its kernel: `cull` removes it")
+    fields: dict[str, Any] = {"lifecycle": int(target), "last_update": model.seeds.age[row, seed]}
+    if target in (SeedLifecycleState.CULLED, SeedLifecycleState.DORMANT, SeedLifecycleState.ERROR_RECOVERY):
+        fields["alpha"] = 0.0
+    if target is SeedLifecycleState.ERROR_RECOVERY:
+        fields["error_count"] = model.seeds.error_count[row, seed] + 1
+    return model.replace(seeds=model.seeds.set(row, seed, **fields))
+
+
+def set_alpha(model: MorphableModel, *, layer: str, seed: int = 0, alpha: float | jax.Array) -> MorphableModel:
+    """Sets the weight of a seed's kernel in the layer's output; data only, also inside `jax.jit`.
+
+    Raises:
+        SeedError: `alpha` is not in [0, 1], or the seed is FOSSILIZED.
+    """
+    row = _row(model, layer, seed)
+    if not isinstance(alpha, jax.core.Tracer) and not 0.0 <= float(alpha) <= 1.0:
+        raise SeedError(f"{_place(layer, seed)}: alpha is in [0, 1], not {float(alpha)}")
+    concrete = not isinstance(model.seeds.lifecycle, jax.core.Tracer)
+    if concrete and _state(model, row, seed) is SeedLifecycleState.FOSSILIZED:
+        raise SeedError(f"{_place(layer, seed)} is FOSSILIZED: its alpha is permanent")
+    return model.replace(seeds=model.seeds.set(row, seed, alpha=alpha))
+
+
+def cull(model: MorphableModel, opt_state: State, *, layer: str, seed: int = 0) -> tuple[MorphableModel, State]:
+    """Removes a seed's kernel and every trace of it in the optimiser state; the host's outputs are as before it.
+
+    A seed that is CULLED already (by `transition`, which leaves the arrays in place) is emptied.
+
+    Raises:
+        IllegalTransitionError: The seed's state cannot become CULLED.
+    """
+    row = _row(model, layer, seed)
+    if _state(model, row, seed) is not SeedLifecycleState.CULLED:
+        model = transition(model, layer=layer, seed=seed, to=SeedLifecycleState.CULLED)
+    emptied = _without_kernel(model, layer, seed)
+    emptied = emptied.replace(seeds=emptied.seeds.set(row, seed, kernel_id=0))
+    return emptied, migrate(opt_state, model.params, emptied.params)
+
+
+def _row(model: MorphableModel, layer: str, seed: int) -> int:
+    names = [site.name for site in model.structure.sites]
+    if layer not in names:
+        raise UnknownLayerError(layer, names)
+    if not 0 <= seed < model.structure.seeds_per_layer:
+        raise SeedError(f"layer {layer!r} has seeds 0 to {model.structure.seeds_per_layer - 1}, not {seed}")
+    return names.index(layer)
+
+
+def _place(layer: str, seed: int) -> str:
+    return f"layer {layer!r}, seed {seed}"
+
+
+def _state(model: MorphableModel, row: int, seed: int) -> SeedLifecycleState:
+    if isinstance(model.seeds.lifecycle, jax.core.Tracer):
+        raise SeedError("this growth verb reads the seed's state, so it is called between steps, not inside jax.jit")
+    return SeedLifecycleState(int(model.seeds.lifecycle[row, seed]))
+
+
+def _kernel(structure: Structure, layer: str, seed: int) -> Kernel | None:
+    found = [kernel for kernel in structure.kernels if (kernel.layer, kernel.seed) == (layer, seed)]
+    return found[0] if found else None
+
+
+def _with_kernel(model: MorphableModel, kernel: Kernel, arrays: dict[str, jax.Array]) -> MorphableModel:
+    structure = model.structure
+    kernels = sorted([*structure.kernels, kernel], key=lambda k: (structure.row(k.layer), k.seed))
+    held = {**model.params["kernels"].get(kernel.layer, {}), kernel.seed: arrays}
+    params = {**model.params, "kernels": {**model.params["kernels"], kernel.layer: held}}
+    return model.replace(params=params, structure=replace(structure, kernels=tuple(kernels)))
+
+
+def _without_kernel(model: MorphableModel, layer: str, seed: int) -> MorphableModel:
+    kernels = tuple(k for k in model.structure.kernels if (k.layer, k.seed) != (layer, seed))
+    held = {s: tree for s, tree in model.params["kernels"].get(layer, {}).items() if s != seed}
+    others = {name: tree for name, tree in model.params["kernels"].items() if name != layer}
+    params = {**model.params, "kernels": {**others, **({layer: held} if held else {})}}
+    return model.replace(params=params, structure=replace(model.structure, kernels=kernels))

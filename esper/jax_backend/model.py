@@ -1,0 +1,211 @@
+"""MorphableModel: a torch module as an immutable JAX pytree that can grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from esper.errors import SeedError
+from esper.jax_backend.blend import Branch, blend, guarded
+from esper.jax_backend.call import assemble, is_array, prepare
+from esper.jax_backend.evaluate import check_key, evaluate
+from esper.jax_backend.interchange import constants, describe
+from esper.jax_backend.layers import KasminaLayer, Layers
+from esper.jax_backend.registry import check_lowered
+from esper.jax_backend.seeds import SeedState
+from esper.jax_backend.source import Kernel, Structure
+from esper.lifecycle import SeedLifecycleState
+from esper.program import Program, Signature, flatten
+
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class MorphableModel:
+    """A wrapped torch module: arrays are leaves, everything else is static and hashable.
+
+    Attributes:
+        params: What trains: {"host": {torch name: array}, "kernels": {layer: {seed: {torch name: array}}}}.
+        buffers: What does not: {torch name: array}, parameters with `requires_grad=False` among them.
+        seeds: State of every seed, arrays of shape [layers, seeds_per_layer].
+        structure: The static half: where Programs come from, which layers and kernels there are.
+    """
+
+    params: Params
+    buffers: dict[str, jax.Array]
+    seeds: SeedState
+    structure: Structure = struct.field(pytree_node=False)
+
+    def __call__(self, *args: Any, train: bool = False, key: jax.Array | None = None, **kwargs: Any) -> Any:
+        """The module's outputs; torch tensors in, torch tensors out, else JAX arrays. See `apply`."""
+        return self.apply(*args, train=train, key=key, **kwargs)[0]
+
+    def apply(
+        self, *args: Any, train: bool = False, key: jax.Array | None = None, **kwargs: Any
+    ) -> tuple[Any, MorphableModel]:
+        """Runs the module.
+
+        Args:
+            args: What the module's forward takes; arrays may come from JAX, numpy or torch.
+            train: Training mode: dropout draws, BatchNorm uses and moves batch statistics, seeds age.
+            key: A `jax.random` key, needed where the forward draws.
+            kwargs: As for the module's forward.
+
+        Returns:
+            The outputs in the module's own containers, and the model with its buffers and seeds moved on.
+
+        Raises:
+            TraceError: The module cannot be captured for these inputs.
+            UnsupportedOpError: Operators without a lowering, all of them.
+            MissingKeyError: The forward draws and there is no key.
+        """
+        source = self.structure.source
+        call = prepare(source, args, kwargs, train)
+        check_lowered(call.program)
+        check_key(call.program, key)
+        arrays, buffers, seeds = _run(self, call.program, call.tensors, key, constants(source))
+        moved = self if self.structure.shadow else self.replace(buffers=buffers, seeds=seeds)
+        return assemble(source, call, arrays), moved
+
+    @property
+    def layers(self) -> Layers:
+        """The KasminaLayers by name, in the order of the rows of `seeds`."""
+        return Layers({site.name: self._layer(row, site.name) for row, site in enumerate(self.structure.sites)})
+
+    def shadow(self) -> MorphableModel:
+        """The model as its training seeds see it: those at alpha 1, all else frozen, no buffer moves.
+
+        `loss(model) + loss(model.shadow())` trains the host exactly as if there were no seeds, and each
+        TRAINING seed on the real loss with the seed on.
+        """
+        training = self.seeds.training()
+        kernels = {
+            layer: {seed: _only(training[self.structure.row(layer), seed], tree) for seed, tree in held.items()}
+            for layer, held in self.params["kernels"].items()
+        }
+        seeds = self.seeds.replace(
+            lifecycle=jnp.where(training, jnp.uint8(SeedLifecycleState.ACTIVE), self.seeds.lifecycle),
+            alpha=jnp.where(training, jnp.float32(1), self.seeds.alpha),
+        )
+        params = {"host": lax.stop_gradient(self.params["host"]), "kernels": kernels}
+        return self.replace(params=params, seeds=seeds, structure=replace(self.structure, shadow=True))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts: parameters, buffers, bytes, layers, kernels, seeds by state, captured Programs."""
+        states = [SeedLifecycleState(int(state)).name for state in self.seeds.lifecycle.ravel()]
+        return {
+            "host_parameters": _count(self.params["host"]),
+            "kernel_parameters": _count(self.params["kernels"]),
+            "buffer_elements": _count(self.buffers),
+            "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves((self.params, self.buffers))),
+            "layers": len(self.structure.sites),
+            "seeds_per_layer": self.structure.seeds_per_layer,
+            "kernels": len(self.structure.kernels),
+            "seeds": {state: states.count(state) for state in sorted(set(states))},
+            "programs": len(self.structure.source.programs),
+            "traces": self.structure.source.traces,
+            "cache_size_mb": self.structure.cache_size_mb,
+        }
+
+    def __repr__(self) -> str:
+        held = {f"{k.layer}[{k.seed}]": k.blueprint for k in self.structure.kernels}
+        return (
+            f"MorphableModel({_count(self.params['host']):,} host parameters, "
+            f"{_count(self.params['kernels']):,} kernel parameters, {len(self.structure.sites)} layers x "
+            f"{self.structure.seeds_per_layer} seeds, kernels={held})"
+        )
+
+    def _layer(self, row: int, name: str) -> KasminaLayer:
+        return KasminaLayer(
+            params=self.params["kernels"].get(name, {}),
+            seeds=self.seeds.row(row),
+            site=self.structure.sites[row],
+            kernels=tuple(kernel for kernel in self.structure.kernels if kernel.layer == name),
+        )
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def _run(
+    model: MorphableModel,
+    program: Program,
+    tensors: list[jax.Array],
+    key: jax.Array | None,
+    constants: dict[str, jax.Array],
+) -> tuple[list[jax.Array], dict[str, jax.Array], SeedState]:
+    """The forward as one compiled program: array outputs, buffers and seeds."""
+    outputs, buffers = evaluate(
+        program,
+        model.params["host"],
+        model.buffers,
+        tensors,
+        key,
+        constants=constants,
+        grafts=_grafts(model, program.train),
+    )
+    user = [spec.value for spec in program.outputs if spec.kind == "user"]
+    arrays = [output for output, value in zip(outputs, user, strict=True) if is_array(program, value)]
+    ages = program.train and model.structure.kernels and not model.structure.shadow
+    return arrays, buffers, model.seeds.grown_older() if ages else model.seeds
+
+
+def _grafts(model: MorphableModel, train: bool) -> dict[str, Any]:
+    """For each layer with kernels, the function that joins them to the layer's output."""
+    by_layer: dict[str, list[Kernel]] = {}
+    for kernel in model.structure.kernels:
+        by_layer.setdefault(kernel.layer, []).append(kernel)
+    return {layer: partial(_join, model, kernels, train) for layer, kernels in by_layer.items()}
+
+
+def _join(
+    model: MorphableModel,
+    kernels: list[Kernel],
+    train: bool,
+    host: jax.Array,
+    input: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    row, seeds = model.structure.row(kernels[0].layer), jnp.asarray([kernel.seed for kernel in kernels])
+    live, alpha = model.seeds.live()[row, seeds], model.seeds.alpha[row, seeds]
+    branches = [_branch(model, kernel, live[place], train) for place, kernel in enumerate(kernels)]
+    return blend(host, input, branches, live, alpha, key)
+
+
+def _branch(model: MorphableModel, kernel: Kernel, live: jax.Array, train: bool) -> Branch:
+    params = model.params["kernels"][kernel.layer][kernel.seed]
+
+    def run(host: jax.Array, input: jax.Array, key: jax.Array | None) -> jax.Array:
+        fed = host if kernel.placement == "sequential" else input
+        own_key = None if key is None else jax.random.fold_in(key, kernel.seed)
+        program = kernel.source.program(_one_tensor(fed, train))
+        (made,), _ = evaluate(
+            program, guarded(live, params), {}, [fed], own_key, constants=constants(kernel.source)
+        )
+        if made.shape != host.shape:
+            raise SeedError(
+                f"blueprint {kernel.blueprint!r} at layer {kernel.layer!r} returns shape {made.shape} "
+                f"where the layer returns {host.shape}"
+            )
+        return made
+
+    return run
+
+
+def _one_tensor(array: jax.Array, train: bool) -> Signature:
+    _, tree = flatten(((array,), {}))
+    return Signature(tree, (describe(array, array, "the kernel's input"),), train)
+
+
+def _only(training: jax.Array, tree: Any) -> Any:
+    """Gradients reach the tree only while its seed trains."""
+    return jax.tree.map(lambda leaf: jnp.where(training, leaf, lax.stop_gradient(leaf)), tree)
+
+
+def _count(tree: Mapping[Any, Any]) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

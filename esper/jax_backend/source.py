@@ -1,0 +1,113 @@
+"""What the backend asks of the place Programs come from; the torch frontend answers, a saved model may too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from esper.program import LayerSite, Program, Signature
+
+
+class Sprout(Protocol):
+    """A kernel that has just been built: where its Programs come from, its initial parameters, its recipe's options."""
+
+    @property
+    def source(self) -> ModuleSource: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    @property
+    def placement(self) -> str: ...
+    @property
+    def options(self) -> tuple[tuple[str, Any], ...]: ...
+
+
+class ModuleSource(Protocol):
+    """A source of Programs for one module. `carried` caches the JAX copies of `constants`."""
+
+    constants: Mapping[str, Any]
+    carried: dict[str, Any]
+    traces: int
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Every Program captured so far."""
+        ...
+
+    def program(self, signature: Signature) -> Program:
+        """The Program that covers a call."""
+        ...
+
+    def exportable(self, tensor: Any, place: str) -> np.ndarray:
+        """A numpy view of a foreign tensor."""
+        ...
+
+    def to_foreign(self, array: Any, dtype: str | None) -> Any:
+        """A foreign tensor from an array."""
+        ...
+
+    def sprout(self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int) -> Sprout:
+        """Builds a kernel for a layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's place and recipe, static and hashable: equal kernels share compiled programs.
+
+    Attributes:
+        layer: Name of the layer.
+        seed: Which of the layer's seeds holds it.
+        blueprint: Name of the recipe.
+        options: The recipe's options.
+        site: The layer it was built for.
+        placement: "parallel" (fed the layer's input) or "sequential" (fed its output).
+        source: Where its Programs come from.
+    """
+
+    layer: str
+    seed: int
+    blueprint: str
+    options: tuple[tuple[str, Any], ...]
+    site: LayerSite
+    placement: str
+    source: ModuleSource = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The static half of a model: all that, when it changes, means another compiled program.
+
+    Attributes:
+        source: Where the host's Programs come from.
+        sites: The layers that can hold seeds, in order.
+        kernels: The kernels there are, ordered by layer and seed.
+        seeds_per_layer: Seeds of each layer.
+        cache_size_mb: Budget for trained kernels kept on the device.
+        shadow: Whether this is the isolation pass, which moves no buffers.
+    """
+
+    source: ModuleSource
+    sites: tuple[LayerSite, ...]
+    kernels: tuple[Kernel, ...] = ()
+    seeds_per_layer: int = 4
+    cache_size_mb: int = 128
+    shadow: bool = False
+
+    def row(self, layer: str) -> int:
+        """The layer's row in the seed state."""
+        return [site.name for site in self.sites].index(layer)
+
+    def __eq__(self, other: object) -> bool:
+        # The source is its module's identity: two wraps are two structures, whatever they hold.
+        return (
+            isinstance(other, Structure)
+            and self.source is other.source
+            and self.kernels == other.kernels
+            and (self.sites, self.seeds_per_layer, self.shadow) == (other.sites, other.seeds_per_layer, other.shadow)
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.source), self.kernels, self.shadow))

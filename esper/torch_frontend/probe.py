@@ -1,0 +1,43 @@
+"""Calls to compare a model with its unwrapped module on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.program import Signature, Static, TensorType, unflatten
+
+
+def random_call(signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call of this signature: normal floats, integers 0 and 1 (valid for any embedding), true booleans."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [leaf.value if isinstance(leaf, Static) else _values(leaf, generator) for leaf in signature.leaves]
+    return unflatten(signature.tree, leaves)
+
+
+def _values(kind: TensorType, generator: torch.Generator) -> torch.Tensor:
+    dtype = getattr(torch, kind.dtype)
+    shape = [int(size) for size in kind.shape]
+    if dtype is torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        wide = torch.complex64 if dtype.is_complex else torch.float32
+        return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """The module in evaluation mode, without gradients; its flags are put back afterwards."""
+    flags = {sub: sub.training for sub in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for sub, training in flags.items():
+            sub.training = training

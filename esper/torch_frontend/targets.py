@@ -1,0 +1,106 @@
+"""Which layers of a module are meant by `target_layers`, and what each of them is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from esper.errors import TargetError
+from esper.program import LayerSite
+from esper.torch_frontend.translate import dtype_name
+
+Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
+
+DEFAULT: tuple[type[nn.Module], ...] = (nn.Linear, _ConvNd)
+_GEOMETRY = (
+    "in_features",
+    "out_features",
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "output_padding",
+    "padding_mode",
+    "num_embeddings",
+    "embedding_dim",
+    "normalized_shape",
+    "num_features",
+    "num_channels",
+    "embed_dim",
+)
+
+
+def find_layers(module: nn.Module, targets: Sequence[Target] | Target | None) -> dict[str, nn.Module]:
+    """The layers that `targets` selects, by dotted path; shared modules once, under their first name.
+
+    Args:
+        module: The user's module; it may itself be a target, under the name "".
+        targets: Types (subclasses match), names, globs over names, predicates of (name, module), or a
+            mixture; None for every linear and convolution layer; an empty sequence for none.
+
+    Raises:
+        TargetError: An explicit target matches nothing; the message lists the layer types present.
+    """
+    named = dict(module.named_modules())
+    if targets is None:
+        return {name: layer for name, layer in named.items() if _is_default(layer)}
+    wanted = [targets] if isinstance(targets, type | str) or callable(targets) else list(targets)
+    matched = {place: {n for n, layer in named.items() if _matches(t, n, layer)} for place, t in enumerate(wanted)}
+    idle = [_show(wanted[place]) for place, names in matched.items() if not names]
+    if idle:
+        raise TargetError(f"target_layers: nothing matches {', '.join(idle)}; {_present(named.values())}")
+    chosen = set().union(*matched.values())
+    return {name: layer for name, layer in named.items() if name in chosen}
+
+
+def describe(name: str, layer: nn.Module) -> LayerSite:
+    """The layer as plain data."""
+    base = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn"))
+    first = next((tensor for tensor in layer.parameters() if tensor.is_floating_point()), None)
+    attributes = tuple((key, _plain(getattr(layer, key))) for key in _GEOMETRY if hasattr(layer, key))
+    return LayerSite(
+        name=name,
+        kind=base.__name__,
+        type=type(layer).__name__,
+        dtype="float32" if first is None else dtype_name(first.dtype),
+        attributes=attributes,
+    )
+
+
+def _is_default(layer: nn.Module) -> bool:
+    # MultiheadAttention reads the weight of its output projection without ever calling it.
+    return isinstance(layer, DEFAULT) and not isinstance(layer, NonDynamicallyQuantizableLinear)
+
+
+def _matches(target: Target, name: str, layer: nn.Module) -> bool:
+    if isinstance(target, type):
+        if not issubclass(target, nn.Module):
+            raise TargetError(f"target_layers: {target.__name__} is no nn.Module class")
+        return isinstance(layer, target) and not (target in DEFAULT and not _is_default(layer))
+    if isinstance(target, str):
+        return name == target or fnmatchcase(name, target)
+    if callable(target):
+        return bool(target(name, layer))
+    raise TargetError(f"target_layers: {target!r} is neither a type, a name, a glob nor a predicate")
+
+
+def _show(target: Target) -> str:
+    return target.__name__ if isinstance(target, type) else repr(target)
+
+
+def _present(layers: Iterable[nn.Module]) -> str:
+    counts = Counter(type(layer).__name__ for layer in layers)
+    return "the model has: " + ", ".join(f"{kind} ({n})" for kind, n in sorted(counts.items()))
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
