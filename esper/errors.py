@@ -35,6 +35,14 @@ class ArgumentError(EsperError, ValueError):
     """An argument out of its range."""
 
 
+class MissingExtraError(EsperError, ImportError):
+    """An optional package is needed that is not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        self.what, self.package, self.extra = what, package, extra
+        super().__init__(f"{what} needs the package {package}: pip install \"esper[{extra}]\"")
+
+
 class TargetError(EsperError, ValueError):
     """`target_layers` matches nothing, or names something that is not a layer."""
 

@@ -1,0 +1,65 @@
+"""How alpha rises while a seed is GRAFTING: pure functions of progress, and their use on seed states.
+
+A schedule maps progress in [0, 1] to alpha in [0, 1], rising, 0 at 0 and 1 at 1. The ramp is data: it is
+read off the seeds' own ages inside the compiled step, so blending costs no compile and no host sync.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from esper.errors import ArgumentError
+from esper.jax_backend.seeds import SeedState
+from esper.lifecycle import SeedLifecycleState
+
+Schedule = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+
+
+def linear(progress: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Alpha in proportion to progress.
+
+    >>> float(linear(0.25))
+    0.25
+    """
+    return jnp.clip(progress, 0.0, 1.0)
+
+
+def cosine(progress: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Half a cosine: slow at both ends.
+
+    >>> float(cosine(0.5))
+    0.5
+    """
+    # Written as a square, so that 0 and 1 are met exactly.
+    return jnp.sin(0.5 * jnp.pi * linear(progress)) ** 2
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
+
+
+def schedule(name: str) -> Schedule:
+    """The schedule of that name.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if name not in SCHEDULES:
+        raise ArgumentError(f"no alpha schedule {name!r}; there are: {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]
+
+
+def ramped(seeds: SeedState, steps: int | jax.Array, rise: Schedule = linear) -> SeedState:
+    """The seeds with the alpha of GRAFTING ones where the schedule has it, all others untouched.
+
+    Args:
+        seeds: The state of every seed.
+        steps: Training steps from alpha 0 to alpha 1.
+        rise: The schedule.
+    """
+    grafting = seeds.lifecycle == int(SeedLifecycleState.GRAFTING)
+    progress = (seeds.age - seeds.last_update) / jnp.maximum(steps, 1)
+    return seeds.replace(alpha=jnp.where(grafting, rise(progress).astype(jnp.float32), seeds.alpha))

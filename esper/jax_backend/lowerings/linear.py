@@ -1,0 +1,170 @@
+"""Matrix products. Sums of 16-bit products are taken in float32, and rounded once."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from esper.jax_backend.platform.bias import add_bias
+from esper.jax_backend.platform.precision import PRECISION, accumulator, contract, widen
+from esper.jax_backend.promotion import promote, result_type
+from esper.jax_backend.registry import lowers
+
+
+@lowers("aten.addbmm.default")
+def addbmm(x, batch1, batch2, *, beta=1, alpha=1):
+    """addbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    return _add_product(x, contract(batch1, batch2, ((0, 2), (0, 1))), beta, alpha)
+
+
+@lowers("aten.addmm.default")
+def addmm(x, mat1, mat2, *, beta=1, alpha=1):
+    """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    return _add_product(x, contract(mat1, mat2, ((1,), (0,))), beta, alpha)
+
+
+@lowers("aten.addmv.default")
+def addmv(x, mat, vec, *, beta=1, alpha=1):
+    """addmv(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    return _add_product(x, contract(mat, vec, ((1,), (0,))), beta, alpha)
+
+
+@lowers("aten.addr.default")
+def addr(x, vec1, vec2, *, beta=1, alpha=1):
+    """addr(Tensor self, Tensor vec1, Tensor vec2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    dtype = result_type(x, vec1, vec2)
+    product = jnp.outer(vec1.astype(dtype), vec2.astype(dtype))
+    return _add_product(x.astype(dtype), widen(product), beta, alpha)
+
+
+@lowers("aten.baddbmm.default")
+def baddbmm(x, batch1, batch2, *, beta=1, alpha=1):
+    """baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    return _add_product(x, contract(batch1, batch2, ((2,), (1,)), ((0,), (0,))), beta, alpha)
+
+
+@lowers("aten.bilinear.default")
+def bilinear(input1, input2, weight, bias=None):
+    """bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None) -> Tensor"""
+    out = _einsum("...i,oij,...j->...o", input1, weight, input2)
+    return (out if bias is None else out + widen(bias)).astype(input1.dtype)
+
+
+@lowers("aten.bmm.default")
+def bmm(x, mat2):
+    """bmm(Tensor self, Tensor mat2) -> Tensor"""
+    return contract(x, mat2, ((2,), (1,)), ((0,), (0,))).astype(x.dtype)
+
+
+@lowers("aten.chain_matmul.default", "aten.linalg_multi_dot.default")
+def chain_matmul(matrices):
+    """linalg_multi_dot(Tensor[] tensors) -> Tensor"""
+    return jnp.linalg.multi_dot([widen(m) for m in matrices], precision=PRECISION).astype(matrices[0].dtype)
+
+
+@lowers("aten.dot.default")
+def dot(x, tensor):
+    """dot(Tensor self, Tensor tensor) -> Tensor"""
+    return contract(x, tensor, ((0,), (0,))).astype(x.dtype)
+
+
+@lowers("aten.einsum.default")
+def einsum(equation, tensors, *, path=None):
+    """einsum(str equation, Tensor[] tensors, *, int[]? path=None) -> Tensor"""
+    return _einsum(equation, *tensors).astype(tensors[0].dtype)
+
+
+@lowers("aten.inner.default")
+def inner(x, other):
+    """inner(Tensor self, Tensor other) -> Tensor"""
+    if x.ndim == 0 or other.ndim == 0:
+        return x * other
+    return contract(x, other, ((x.ndim - 1,), (other.ndim - 1,))).astype(x.dtype)
+
+
+@lowers("aten.kron.default")
+def kron(x, other):
+    """kron(Tensor self, Tensor other) -> Tensor"""
+    return jnp.kron(*promote(x, other))
+
+
+@lowers("aten.linalg_vecdot.default")
+def linalg_vecdot(x, y, *, dim=-1):
+    """linalg_vecdot(Tensor x, Tensor y, *, int dim=-1) -> Tensor"""
+    return jnp.sum(widen(jnp.conj(x)) * widen(y), axis=dim).astype(result_type(x, y))
+
+
+@lowers("aten.linear.default")
+def linear(input, weight, bias=None):
+    """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
+    # One 2-D product: on inputs of more dimensions XLA transposes and copies the cotangent for the weight.
+    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    out = contract(rows, weight, ((1,), (weight.ndim - 1,)))
+    out = out if bias is None else add_bias(out, bias, out.ndim - bias.ndim)
+    return out.astype(input.dtype).reshape(*input.shape[:-1], *weight.shape[:-1])
+
+
+@lowers("aten.matmul.default", "aten.linalg_matmul.default")
+def matmul(x, other):
+    """matmul(Tensor self, Tensor other) -> Tensor"""
+    if x.ndim > 2 and other.ndim == 2:
+        return linear(x, other.T)
+    wide = accumulator(x.dtype)
+    return jnp.matmul(x, other, precision=PRECISION, preferred_element_type=wide).astype(x.dtype)
+
+
+@lowers("aten.mm.default")
+def mm(x, mat2):
+    """mm(Tensor self, Tensor mat2) -> Tensor"""
+    return contract(x, mat2, ((1,), (0,))).astype(x.dtype)
+
+
+@lowers("aten.mv.default")
+def mv(x, vec):
+    """mv(Tensor self, Tensor vec) -> Tensor"""
+    return contract(x, vec, ((1,), (0,))).astype(x.dtype)
+
+
+@lowers("aten.ger.default", "aten.outer.default")
+def outer(x, vec2):
+    """outer(Tensor self, Tensor vec2) -> Tensor"""
+    return jnp.outer(*promote(x, vec2))
+
+
+@lowers("aten.tensordot.default")
+def tensordot(x, other, dims_self, dims_other):
+    """tensordot(Tensor self, Tensor other, int[] dims_self, int[] dims_other) -> Tensor"""
+    dims = [(i % x.ndim, j % other.ndim) for i, j in zip(dims_self, dims_other, strict=True)]
+    for i, j in dims:  # a size of one meets any size
+        if x.shape[i] == 1:
+            other = other.sum(j, keepdims=True, dtype=other.dtype)
+        elif other.shape[j] == 1:
+            x = x.sum(i, keepdims=True, dtype=x.dtype)
+    return contract(x, other, ([i for i, _ in dims], [j for _, j in dims])).astype(x.dtype)
+
+
+@lowers("aten._trilinear.default")
+def trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim=1):
+    """_trilinear(Tensor i1, Tensor i2, Tensor i3, int[] expand1, int[] expand2, int[] expand3, int[] sumdim, int unroll_dim=1) -> Tensor"""  # noqa: E501
+    factors = [jnp.expand_dims(widen(t), e) for t, e in ((i1, expand1), (i2, expand2), (i3, expand3))]
+    return math.prod(factors[1:], start=factors[0]).sum(sumdim).astype(i1.dtype)
+
+
+@lowers("aten.vdot.default")
+def vdot(x, other):
+    """vdot(Tensor self, Tensor other) -> Tensor"""
+    return contract(jnp.conj(x), other, ((0,), (0,))).astype(x.dtype)
+
+
+def _add_product(x, product, beta, alpha):
+    """beta * x + alpha * product, in the product's dtype; beta = 0 ignores even the NaNs of x."""
+    product = product if alpha == 1 else product * jnp.asarray(alpha, product.dtype)
+    if beta != 0:
+        product = product + (x if beta == 1 else x * jnp.asarray(beta, product.dtype)).astype(product.dtype)
+    return product.astype(x.dtype)
+
+
+def _einsum(equation, *operands):
+    wide = accumulator(operands[0].dtype)
+    return jnp.einsum(equation, *operands, precision=PRECISION, preferred_element_type=wide)

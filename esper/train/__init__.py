@@ -1,0 +1,1 @@
+"""Floor 4: the training job: data, step, loop, history, report. No torch."""

@@ -1,0 +1,80 @@
+"""What happened in a run, one typed record an event, kept as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from esper.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One event of a run.
+
+    Attributes:
+        step: Training steps done when it happened.
+        event: "start", "evaluate", "score", "germinate", "grafting", "active", "fossilized", "culled",
+            "dormant", "remove", "alpha", "hold" or "end".
+        reason: Why, in a sentence with the figures that were observed; for evaluations empty.
+        layer: The layer it happened to, if it was one.
+        seed: Which of its seeds.
+        figures: Measurements, by name.
+        compiles: XLA compiles it caused, up to and including the next evaluation.
+        programs: Names of what was compiled.
+        compile_seconds: Time that took.
+        run: "growth" or "control".
+    """
+
+    step: int
+    event: str
+    reason: str = ""
+    layer: str | None = None
+    seed: int | None = None
+    figures: dict[str, float | int | str] = field(default_factory=dict)
+    compiles: int = 0
+    programs: tuple[str, ...] = ()
+    compile_seconds: float = 0.0
+    run: str = "growth"
+
+    def to_json(self) -> str:
+        """One line of JSON; figures that are not finite become null, which JSON can say."""
+        plain = asdict(self)
+        plain["figures"] = {name: _sayable(value) for name, value in self.figures.items()}
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+
+
+def read(path: str | Path) -> list[Record]:
+    """The records of a `history.jsonl`.
+
+    Raises:
+        ArgumentError: A line is no record; the message has its number.
+    """
+    records = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(_record(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ArgumentError(f"{path}, line {number}: no history record ({error})") from error
+    return records
+
+
+def write(path: str | Path, records: Iterable[Record]) -> None:
+    """Writes the records, a line each."""
+    Path(path).write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
+
+
+def _record(plain: Any) -> Record:
+    known = {found.name for found in fields(Record)}
+    if not isinstance(plain, dict) or not plain.keys() <= known:
+        raise TypeError(f"an object with some of {sorted(known)} is expected")
+    figures = {name: math.nan if value is None else value for name, value in plain.get("figures", {}).items()}
+    return Record(**{**plain, "figures": figures, "programs": tuple(plain.get("programs", ()))})
+
+
+def _sayable(value: float | int | str) -> float | int | str | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

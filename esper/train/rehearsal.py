@@ -1,0 +1,36 @@
+"""A dress rehearsal of a seed's life on a scratch model, before the first step.
+
+Reading and writing a seed's fields are small eager operations, which JAX compiles at their first use. Done
+once here, they are not met for the first time in the middle of training: transitions then compile nothing.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from esper.growth.policy import Plan
+from esper.growth.verbs import cull, germinate, set_alpha, transition
+from esper.jax_backend.model import MorphableModel
+from esper.lifecycle import SeedLifecycleState as S
+
+_LIFE = (S.GRAFTING, S.ACTIVE, S.CULLED)
+
+
+def rehearse(model: MorphableModel, place: tuple[str, Plan]) -> None:
+    """Takes a kernel of a scratch copy of the model through its life, and forgets it.
+
+    Args:
+        model: The model; nothing of it changes.
+        place: Name of a layer and what would germinate there.
+    """
+    layer, plan = place
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    options = dict(plan.options)
+    scratch, _ = germinate(model, None, layer=layer, seed=0, blueprint=plan.blueprint, options=options, key=key)
+    scratch = set_alpha(scratch, layer=layer, seed=0, alpha=0.5)
+    scratch = scratch.replace(seeds=scratch.seeds.set(0, 0, health=0.5))
+    for state in _LIFE:
+        scratch = transition(scratch, layer=layer, seed=0, to=state)
+    emptied, _ = cull(scratch, None, layer=layer, seed=0)
+    emptied.seeds.row(0)
+    transition(emptied, layer=layer, seed=0, to=S.DORMANT)
