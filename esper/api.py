@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from esper.errors import ArgumentError, ParityError, WrapError
-from esper.jax_backend.interchange import adopt
+from esper.jax_backend.interchange import adopt, wide
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import is_lowered
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.source import Structure
-from esper.parity import compare, tolerance
+from esper.parity import Agreement, compare, tolerance
 from esper.program import flatten
 
 if TYPE_CHECKING:
@@ -69,11 +68,10 @@ def wrap(
 
     _check_arguments(module, seeds_per_layer, cache_size_mb)
     layers = find_layers(module, target_layers)
-    wide = jax.config.jax_enable_x64
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    source = TorchSource(module, supported=is_lowered, layers=tuple(layers), wide=wide)
+    source = TorchSource(module, supported=is_lowered, layers=tuple(layers), wide=wide())
     arrays = {name: adopt(source, tensor, name) for name, tensor in tensors.items()}
-    if not wide:
+    if not wide():
         say_narrowed(tensors)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     model = MorphableModel(
@@ -153,20 +151,25 @@ def certificate(model: MorphableModel, module: nn.Module, probe: Any = None) -> 
     from esper.torch_frontend.probe import evaluating
 
     calls = [_arguments(probe)] if probe is not None else _probes(model)
-    worst: list[tuple[float, float, float, str]] = []
+    gaps: list[Agreement] = []
+    dtypes: list[str] = []
     for args, kwargs in calls:
         with evaluating(module) as run:
             wanted, _ = flatten(run(*args, **kwargs))
         found, _ = flatten(model(*args, **kwargs))
         for actual, expected in zip(found, wanted, strict=False):
             if hasattr(expected, "detach"):
-                gap = compare(_numpy(actual), _numpy(expected))
-                worst.append((gap.max_abs, gap.max_rel, gap.scaled, str(expected.dtype).removeprefix("torch.")))
-    if not worst:
+                gaps.append(compare(_numpy(actual), _numpy(expected)))
+                dtypes += [str(value.dtype).removeprefix("torch.") for value in (actual, expected)]
+    if not gaps:
         return None
-    floating = [dtype for *_, dtype in worst if tolerance(dtype)]
-    loosest = max(floating, key=tolerance, default="int64")
-    return Certificate(*(max(row[i] for row in worst) for i in range(3)), dtype=loosest, calls=len(calls))
+    return Certificate(
+        max_abs=max(gap.max_abs for gap in gaps),
+        max_rel=max(gap.max_rel for gap in gaps),
+        scaled=max(gap.scaled for gap in gaps),
+        dtype=max(dtypes, key=tolerance),
+        calls=len(calls),
+    )
 
 
 def _check_arguments(module: Any, seeds_per_layer: Any, cache_size_mb: Any) -> None:
@@ -224,7 +227,7 @@ def _probes(model: MorphableModel) -> list[tuple[tuple[Any, ...], dict[str, Any]
     from esper.torch_frontend.probe import random_call
 
     source: Any = model.structure.source
-    return [random_call(signature) for signature in source.calls()]
+    return [random_call(signature, double=source.narrowed) for signature in source.calls()]
 
 
 def _numpy(value: Any) -> np.ndarray:
@@ -234,4 +237,3 @@ def _numpy(value: Any) -> np.ndarray:
         value = value.detach()
         return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
     return np.asarray(value)
-

@@ -40,7 +40,7 @@ class MissingExtraError(EsperError, ImportError):
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         self.what, self.package, self.extra = what, package, extra
-        super().__init__(f"{what} needs the package {package}: pip install \"esper[{extra}]\"")
+        super().__init__(f'{what} needs the package {package}: pip install "esper[{extra}]"')
 
 
 class TargetError(EsperError, ValueError):

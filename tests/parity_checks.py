@@ -32,7 +32,7 @@ class Function(nn.Module):
 
 
 def to_numpy(tensor):
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_conj()
     return tensor.to(torch.float64 if tensor.dtype is torch.bfloat16 else tensor.dtype).cpu().numpy()
 
 
@@ -101,7 +101,9 @@ def agree(actual, wanted, *, gradient=False, place="output"):
     carried = jax.dtypes.canonicalize_dtype(jnp.dtype(str(wanted.dtype).removeprefix("torch.")))
     assert actual.dtype == carried, f"{place}: dtype {actual.dtype}, torch has {wanted.dtype}"
     assert not getattr(actual, "weak_type", False), f"{place}: weak type"
-    found = compare(np.asarray(actual.astype(jnp.float32) if actual.dtype == jnp.bfloat16 else actual), to_numpy(wanted))
+    found = compare(
+        np.asarray(actual.astype(jnp.float32) if actual.dtype == jnp.bfloat16 else actual), to_numpy(wanted)
+    )
     limit = tolerance(str(carried), gradient=gradient)
     assert found.scaled <= limit, f"{place}: {found} exceeds {limit}"
 
@@ -120,7 +122,9 @@ def _check_gradients(run, params, floats, names, expected, leaves):
     def loss(params, floats):
         outputs = run(params, floats)[0]
         return sum(
-            (outputs[i] * jnp.asarray(w).astype(outputs[i].dtype)).sum().real.astype(jax.dtypes.canonicalize_dtype(float))
+            (outputs[i] * jnp.asarray(w).astype(outputs[i].dtype))
+            .sum()
+            .real.astype(jax.dtypes.canonicalize_dtype(float))
             for i, w in zip(inexact, weights, strict=True)
         )
 

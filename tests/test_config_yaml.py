@@ -120,7 +120,7 @@ def test_a_shipped_file_loads_and_drives_the_job(monkeypatch, name):
 
 
 def test_the_shipped_files_are_these():
-    assert SHIPPED == ["development.yaml", "production.yaml", "quickstart.yaml"]
+    assert SHIPPED == ["development.yaml", "production.yaml", "quickstart.yaml", "quickstart_mlp.yaml"]
 
 
 def test_quickstart_needs_no_service_and_no_variable():

@@ -46,9 +46,7 @@ class Gain:
         return f"{self.mean:+.4f} ± {self.stderr:.4f}"
 
 
-def credit(
-    loss: BatchLoss, model: MorphableModel, batches: Any, *, layer: str, seed: int, alpha: float = 1.0
-) -> Gain:
+def credit(loss: BatchLoss, model: MorphableModel, batches: Any, *, layer: str, seed: int, alpha: float = 1.0) -> Gain:
     """The held-out gain of a seed's kernel: on at `alpha`, against off.
 
     Args:

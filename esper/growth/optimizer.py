@@ -30,16 +30,14 @@ _ZERO_BORN = (
 )
 
 
-@struct.dataclass
-class KernelOptState:
+class KernelOptState(struct.PyTreeNode):
     """One kernel's optimiser state and its own step count."""
 
     inner: Any
     steps: jax.Array
 
 
-@struct.dataclass
-class GrowthOptState:
+class GrowthOptState(struct.PyTreeNode):
     """The host's optimiser state, and one for each kernel: {layer: {seed: KernelOptState}}."""
 
     host: Any
@@ -141,7 +139,7 @@ def _on_host_clock(own: Any, host: Any) -> Any:
     """A new state whose schedules and injected hyperparameters are where the host's are."""
     if isinstance(own, optax.ScaleByScheduleState):
         return host
-    if isinstance(own, tuple) and hasattr(own, "_fields") and "hyperparams" in own._fields:
+    if hasattr(own, "hyperparams") and hasattr(own, "inner_state"):
         return host._replace(inner_state=_on_host_clock(own.inner_state, host.inner_state))
     if isinstance(own, tuple) and not hasattr(own, "_fields"):
         return tuple(_on_host_clock(mine, theirs) for mine, theirs in zip(own, host, strict=True))

@@ -167,9 +167,7 @@ class Policy(Protocol[M]):
         ...
 
 
-def act(
-    model: MorphableModel, opt_state: State, action: Action, *, key: jax.Array
-) -> tuple[MorphableModel, State]:
+def act(model: MorphableModel, opt_state: State, action: Action, *, key: jax.Array) -> tuple[MorphableModel, State]:
     """The model and the optimiser state after an action.
 
     Args:

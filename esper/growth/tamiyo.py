@@ -117,10 +117,13 @@ class Tamiyo:
         layer, seed, plan = max(places, key=lambda place: (-memory.culls(place[0].name), place[0].pull))
         reason = (
             f"held-out loss has not improved on {memory.best:.4f} by {self.settings.min_delta:g} in {memory.stale} "
-            f"evaluations; of the {len(places)} layers with a free seed, this one has had {memory.culls(layer.name)} "
-            f"culls and a gradient norm of {layer.pull:.3f}: fewest culls first, then the largest gradient"
+            f"evaluations; layers with a free seed: {len(places)}, of which this one comes first by culls so far "
+            f"({memory.culls(layer.name)}, fewest first), then by gradient norm ({layer.pull:.3f}, largest first)"
         )
-        actions = (*_clearing(observation, seed), Germinate(layer.name, seed.seed, plan.blueprint, plan.options, reason))
+        actions = (
+            *_clearing(observation, seed),
+            Germinate(layer.name, seed.seed, plan.blueprint, plan.options, reason),
+        )
         return actions, replace(memory, stale=0, held="")
 
     def _places(self, observation: Observation, memory: Memory) -> Iterator[tuple[LayerView, SeedView, Plan]]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from esper.errors import SeedError, UnknownLayerError
 from esper.growth.optimizer import migrate
-from esper.jax_backend.interchange import adopt
+from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import Kernel, Structure
 from esper.lifecycle import SeedLifecycleState, check_transition
@@ -105,9 +105,9 @@ def set_alpha(model: MorphableModel, *, layer: str, seed: int = 0, alpha: float 
         SeedError: `alpha` is not in [0, 1], or the seed is FOSSILIZED.
     """
     row = _row(model, layer, seed)
-    if not isinstance(alpha, jax.core.Tracer) and not 0.0 <= float(alpha) <= 1.0:
+    if not is_traced(alpha) and not 0.0 <= float(alpha) <= 1.0:
         raise SeedError(f"{_place(layer, seed)}: alpha is in [0, 1], not {float(alpha)}")
-    concrete = not isinstance(model.seeds.lifecycle, jax.core.Tracer)
+    concrete = not is_traced(model.seeds.lifecycle)
     if concrete and _state(model, row, seed) is SeedLifecycleState.FOSSILIZED:
         raise SeedError(f"{_place(layer, seed)} is FOSSILIZED: its alpha is permanent")
     return model.replace(seeds=model.seeds.set(row, seed, alpha=alpha))
@@ -143,7 +143,7 @@ def _place(layer: str, seed: int) -> str:
 
 
 def _state(model: MorphableModel, row: int, seed: int) -> SeedLifecycleState:
-    if isinstance(model.seeds.lifecycle, jax.core.Tracer):
+    if is_traced(model.seeds.lifecycle):
         raise SeedError("this growth verb reads the seed's state, so it is called between steps, not inside jax.jit")
     return SeedLifecycleState(int(model.seeds.lifecycle[row, seed]))
 

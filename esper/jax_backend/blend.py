@@ -68,4 +68,3 @@ def blend(
         return output
 
     return lax.cond(jnp.any(live), grown, lambda host, input: host, host, input)
-

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from esper.errors import PrecisionError, SignatureError
 from esper.jax_backend.source import ModuleSource
@@ -15,6 +16,16 @@ from esper.program import Static, TensorType
 
 _WIDE = {"int32": "int64"}  # with x64 off, JAX's int32 carries what torch calls int64
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def wide() -> bool:
+    """Whether JAX's 64-bit mode is on."""
+    return bool(jax.config.read("jax_enable_x64"))
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is abstract, inside a JAX transformation."""
+    return isinstance(value, Tracer)
 
 
 def is_foreign(leaf: Any) -> bool:
@@ -63,7 +74,7 @@ def describe(leaf: Any, array: jax.Array | None, place: str) -> TensorType | Sta
         narrow = jax.dtypes.canonicalize_dtype(jnp.dtype(name))
         return TensorType(tuple(array.shape), name if name == "int64" else str(narrow))
     name = str(array.dtype)
-    if not jax.config.jax_enable_x64:
+    if not wide():
         name = _WIDE.get(name, name)
     return TensorType(tuple(array.shape), name)
 
@@ -76,12 +87,14 @@ def _static(leaf: Any, place: str) -> Static:
             f"input {place}: a {type(leaf).__name__} is neither an array, a number nor a container of them"
         ) from None
     if hasattr(leaf, "shape") and not isinstance(leaf, _PLAIN):
-        raise SignatureError(f"input {place}: a {type(leaf).__name__} holds no values; give a jax, numpy or torch array")
+        raise SignatureError(
+            f"input {place}: a {type(leaf).__name__} holds no values; give a jax, numpy or torch array"
+        )
     return Static(leaf)
 
 
 def _check_fits(leaf: Any, place: str) -> None:
-    if jax.config.jax_enable_x64 or leaf.dtype not in (np.int64, np.uint64):
+    if wide() or leaf.dtype not in (np.int64, np.uint64):
         return
     narrow = np.int32 if leaf.dtype == np.int64 else np.uint32
     if leaf.size and not (np.min(leaf) >= np.iinfo(narrow).min and np.max(leaf) <= np.iinfo(narrow).max):

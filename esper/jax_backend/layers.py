@@ -14,8 +14,7 @@ from esper.lifecycle import SeedLifecycleState
 from esper.program import LayerSite
 
 
-@struct.dataclass
-class KasminaLayer:
+class KasminaLayer(struct.PyTreeNode):
     """A layer that can grow.
 
     Attributes:

@@ -27,8 +27,7 @@ from esper.program import Program, Signature, flatten
 Params = dict[str, Any]
 
 
-@struct.dataclass
-class MorphableModel:
+class MorphableModel(struct.PyTreeNode):
     """A wrapped torch module: arrays are leaves, everything else is static and hashable.
 
     Attributes:
@@ -184,9 +183,7 @@ def _branch(model: MorphableModel, kernel: Kernel, live: jax.Array, train: bool)
         fed = host if kernel.placement == "sequential" else input
         own_key = None if key is None else jax.random.fold_in(key, kernel.seed)
         program = kernel.source.program(_one_tensor(fed, train))
-        (made,), _ = evaluate(
-            program, guarded(live, params), {}, [fed], own_key, constants=constants(kernel.source)
-        )
+        (made,), _ = evaluate(program, guarded(live, params), {}, [fed], own_key, constants=constants(kernel.source))
         if made.shape != host.shape:
             raise SeedError(
                 f"blueprint {kernel.blueprint!r} at layer {kernel.layer!r} returns shape {made.shape} "

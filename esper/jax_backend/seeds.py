@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt8, UInt32
 from esper.lifecycle import BLENDED, SeedLifecycleState
 
 
-@struct.dataclass
-class SeedState:
+class SeedState(struct.PyTreeNode):
     """All seeds, shape [layers, seeds_per_layer] each; immutable, and its avals never change.
 
     Attributes:

@@ -15,13 +15,24 @@ class Sprout(Protocol):
     """A kernel that has just been built: where its Programs come from, its initial parameters, its recipe's options."""
 
     @property
-    def source(self) -> ModuleSource: ...
+    def source(self) -> ModuleSource:
+        """Where its Programs come from."""
+        ...
+
     @property
-    def params(self) -> Mapping[str, Any]: ...
+    def params(self) -> Mapping[str, Any]:
+        """Its initial parameters by torch name, as foreign tensors."""
+        ...
+
     @property
-    def placement(self) -> str: ...
+    def placement(self) -> str:
+        """What it is fed."""
+        ...
+
     @property
-    def options(self) -> tuple[tuple[str, Any], ...]: ...
+    def options(self) -> tuple[tuple[str, Any], ...]:
+        """The recipe's options, defaults included."""
+        ...
 
 
 class ModuleSource(Protocol):

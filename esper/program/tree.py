@@ -96,14 +96,13 @@ def _describe(value: Any, leaves: list[Any], open_unknown: Opener | None) -> Tre
 
 def _take_apart(value: Any) -> tuple[str, list[Any], list[Any], type | None] | None:
     cls = type(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not hasattr(cls, "__jax_array__"):
+    if dataclasses.is_dataclass(cls):
         # A ModelOutput is a dataclass and a mapping that leaves out what is None.
-        names = list(value.keys()) if isinstance(value, Mapping) else [f.name for f in dataclasses.fields(value)]
+        names = list(value.keys()) if isinstance(value, Mapping) else [f.name for f in dataclasses.fields(cls)]
         return "dataclass", [getattr(value, name) for name in names], names, cls
-    if isinstance(value, tuple) and hasattr(cls, "_fields"):
-        return "namedtuple", list(value), list(cls._fields), cls
-    if cls is tuple:
-        return "tuple", list(value), [], None
+    fields = getattr(cls, "_fields", None)
+    if isinstance(value, tuple) and fields is not None:
+        return "namedtuple", list(value), list(fields), cls
     if isinstance(value, list):
         return "list", list(value), [], None
     if isinstance(value, OrderedDict):

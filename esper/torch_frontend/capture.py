@@ -6,10 +6,11 @@ loss is met here: rewritten so that the graph says it, or refused with its place
 
 from __future__ import annotations
 
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -73,9 +74,10 @@ def export(flat: _Flat, tensors: Sequence[torch.Tensor], dynamic: frozenset[int]
         TraceError: The module does something that capture cannot keep.
     """
     shapes = tuple({0: Dim.AUTO} if place in dynamic else None for place in range(len(tensors)))
+    dynamic_shapes = (shapes,) if shapes else None
     with _quiet(), _refusals(), _export_settings():
         try:
-            captured = torch.export.export(flat, tuple(tensors), dynamic_shapes=(shapes,), strict=False)
+            captured = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic_shapes, strict=False)
         except TraceError:
             raise
         except Exception as error:  # torch.export raises every kind of exception: all become one, with the cause kept
@@ -99,7 +101,12 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Export warns of its own deprecations and of attributes that modules cache in forward.
         warnings.simplefilter("ignore")
-        yield
+        was = _FAKE_LOG.disabled
+        _FAKE_LOG.disabled = True  # it logs every failure of a capture, which the error reports once
+        try:
+            yield
+        finally:
+            _FAKE_LOG.disabled = was
 
 
 @contextmanager
@@ -108,10 +115,14 @@ def _export_settings() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Oblivious to 0 and 1: what the model assumes of a size becomes a guard instead of a silent branch.
-        with torch.enable_grad(), shape_config.patch(backed_size_oblivious=True):
+        with torch.enable_grad(), shape_config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+_READ_DATA = torch.Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 class _DetachData(TorchFunctionMode):
@@ -120,7 +131,7 @@ class _DetachData(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.Tensor.data.__get__:  # pyright: ignore[reportAttributeAccessIssue]
+        if func == _READ_DATA:
             return args[0].detach()
         return func(*args, **(kwargs or {}))
 
@@ -128,7 +139,6 @@ class _DetachData(TorchFunctionMode):
 @contextmanager
 def _refusals() -> Iterator[None]:
     """What export would drop without a word is refused while it runs."""
-
     apply = torch.autograd.Function.__dict__["apply"]
 
     def custom(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -148,8 +158,21 @@ def _refusals() -> Iterator[None]:
     with (
         patch.object(torch.autograd.Function, "apply", classmethod(custom)),
         patch.object(torch.Tensor, "register_hook", hook),
+        ExitStack() as stack,
     ):
+        for function in _custom_functions(torch.autograd.Function):
+            # A model may hold a bound `apply` from before; `forward` is looked up at every call.
+            refuse = staticmethod(lambda *_args, _cls=function, **_kwargs: custom(_cls))
+            stack.enter_context(patch.object(function, "forward", refuse))
         yield
+
+
+def _custom_functions(base: type) -> Iterator[type]:
+    """Every autograd function there is that is not torch's own."""
+    for cls in base.__subclasses__():
+        yield from _custom_functions(cls)
+        if cls.__module__.split(".")[0] != "torch":
+            yield cls
 
 
 def _detach_no_grad(graph_module: torch.fx.GraphModule, within: list[bool]) -> None:
@@ -212,4 +235,3 @@ def _explain(error: Exception) -> str:
     first = text.splitlines()[0] if text else type(error).__name__
     place = user_line(text) or user_line("".join(traceback.format_tb(error.__traceback__)))
     return f"the module could not be captured{f' at {place}' if place else ''}: {first}"
-

@@ -7,7 +7,7 @@ kernels are ordinary submodules under `grown`.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def grow(module: nn.Module, name: str, kernel: nn.Module, alpha: float, placemen
     return module
 
 
-@lru_cache(maxsize=None)
+@cache
 def grown_class(host: type[nn.Module]) -> type[nn.Module]:
     """The class of `host` layers that have grown."""
     return type(f"Grown{host.__name__}", (Grown, host), {"__module__": host.__module__})

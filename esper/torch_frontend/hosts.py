@@ -24,7 +24,7 @@ class SmallCNN(nn.Module):
         width: Channels of the first convolution; the second has twice as many.
     """
 
-    def __init__(self, shape: Shape = (1, 28, 28), classes: int = 10, width: int = 4) -> None:
+    def __init__(self, shape: Shape = (1, 28, 28), classes: int = 10, width: int = 2) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(shape[0], width, 3, padding=1)
         self.norm1 = nn.BatchNorm2d(width)
@@ -49,7 +49,7 @@ class SmallMLP(nn.Module):
         width: Units of the hidden layer.
     """
 
-    def __init__(self, shape: Shape = (1, 8, 8), classes: int = 10, width: int = 8) -> None:
+    def __init__(self, shape: Shape = (1, 8, 8), classes: int = 10, width: int = 4) -> None:
         super().__init__()
         self.inner = nn.Linear(math.prod(shape), width)
         self.head = nn.Linear(width, classes)

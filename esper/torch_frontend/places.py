@@ -25,7 +25,8 @@ def user_line(stack: str | None = None) -> str:
     real = [(path, line) for path, line in frames if not path.startswith(("<", _ESPER))]
     own = [(path, line) for path, line in real if not path.startswith(_TORCH) and "site-packages" not in path]
     packaged = [(path, line) for path, line in real if not path.startswith(_TORCH)]
-    for found in (own, packaged, real):
+    modules = [(path, line) for path, line in real if path.startswith(f"{_TORCH}/nn/modules")]
+    for found in (own, packaged, modules):
         if found:
             path, line = found[-1]
             return f"{Path(path).name}:{line}"

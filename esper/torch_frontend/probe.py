@@ -12,15 +12,23 @@ from torch import nn
 from esper.program import Signature, Static, TensorType, unflatten
 
 
-def random_call(signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call of this signature: normal floats, integers 0 and 1 (valid for any embedding), true booleans."""
+_DOUBLE = {"float32": "float64", "complex64": "complex128"}
+
+
+def random_call(signature: Signature, *, double: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call of this signature: normal floats, integers 0 and 1 (valid for any embedding), true booleans.
+
+    Args:
+        signature: What the call looks like.
+        double: Give floats in 64 bits, as a module of 64-bit parameters takes them.
+    """
     generator = torch.Generator().manual_seed(0)
-    leaves = [leaf.value if isinstance(leaf, Static) else _values(leaf, generator) for leaf in signature.leaves]
+    leaves = [leaf.value if isinstance(leaf, Static) else _values(leaf, generator, double) for leaf in signature.leaves]
     return unflatten(signature.tree, leaves)
 
 
-def _values(kind: TensorType, generator: torch.Generator) -> torch.Tensor:
-    dtype = getattr(torch, kind.dtype)
+def _values(kind: TensorType, generator: torch.Generator, double: bool) -> torch.Tensor:
+    dtype = getattr(torch, _DOUBLE.get(kind.dtype, kind.dtype) if double else kind.dtype)
     shape = [int(size) for size in kind.shape]
     if dtype is torch.bool:
         return torch.ones(shape, dtype=dtype)

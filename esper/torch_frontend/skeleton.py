@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from esper.errors import WrapError
 
@@ -58,7 +59,7 @@ def _registered(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(tensor):
         raise WrapError("the module has lazy parameters that are not initialised: call it once before wrapping it")
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     if not isinstance(tensor, nn.Parameter):

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch._decomp import decomposition_table
 
 from esper.errors import RefusedError, TraceError
 from esper.program import BindError, LayerSite, Program, Signature, Static, TensorType
 from esper.torch_frontend import capture
 from esper.torch_frontend.arrays import exportable, to_torch
 from esper.torch_frontend.blueprints import build
-from esper.torch_frontend.graft import GRAFT, markers
+from esper.torch_frontend.decompositions import Supported, decompositions
+from esper.torch_frontend.graft import markers
 from esper.torch_frontend.skeleton import modes, set_mode, skeleton
-from esper.torch_frontend.translate import op_name, translate
+from esper.torch_frontend.translate import translate
+
 
 @dataclass(frozen=True)
 class Sprout:
@@ -39,7 +40,6 @@ class Sprout:
 
 
 _LOG = logging.getLogger(__name__)
-Supported = Callable[[str], bool]
 
 
 class TorchSource:
@@ -91,6 +91,11 @@ class TorchSource:
         known.append(program)
         self._signatures.append(signature)
         return program
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether 64-bit floats of the module are carried in 32 bits."""
+        return bool(self._narrowed_from)
 
     def calls(self) -> list[Signature]:
         """One signature for each kind of call seen so far, all in evaluation mode."""
@@ -146,7 +151,7 @@ class TorchSource:
         named = {name: self.module.get_submodule(name) for name in self.layers}
         with markers(named):
             exported = capture.export(flat, tensors, dynamic)
-        exported = capture.functionalise(exported, self._decompositions())
+        exported = capture.functionalise(exported, decompositions(exported, self._supported))
         program = translate(
             exported,
             out_tree=flat.seen.out_tree,
@@ -161,14 +166,6 @@ class TorchSource:
     def _prepared(self, train: bool) -> nn.Module:
         set_mode(self.module, train, self.modes)
         return self.module if self.wide else narrowed(self.module)
-
-    def _decompositions(self) -> Mapping[Any, Callable[..., Any]]:
-        """PyTorch's own decompositions of the operators that have no lowering."""
-        return {
-            op: rule
-            for op, rule in decomposition_table.items()
-            if isinstance(op, torch._ops.OpOverload) and not self._supported(op_name(op)) and op_name(op) != GRAFT
-        }
 
     def _constant(self, tensor: torch.Tensor) -> str:
         """The name under which a closed-over tensor is held: the same tensor has one name."""

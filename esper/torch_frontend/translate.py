@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec as TorchInput, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputSpec as TorchInput
 from torch.fx import Node as FxNode
 
-from esper.errors import TraceError
+from esper.errors import RefusedError, TraceError
 from esper.program import DType, InputSpec, Node, OutputSpec, Program, Ref, TensorType, Tree, verify
 from esper.program.sizes import check
 from esper.torch_frontend.capture import PREFIX
@@ -27,6 +28,14 @@ _KINDS = {
     InputKind.CONSTANT_TENSOR: "constant",
     InputKind.USER_INPUT: "user",
 }
+_PRODUCTS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("linear.default", "mm.default", "bmm.default", "addmm.default", "baddbmm.default", "matmul.default"),
+        *(f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")),
+        *(f"conv_transpose{n}d.{'default' if n == 1 else 'input'}" for n in (1, 2, 3)),
+    )
+)
 # Operators that drop or broadcast dimensions of size one: a symbolic size must not be 1 there unseen.
 _SQUEEZES = ("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 
@@ -74,7 +83,20 @@ def translate(
         aliases=dict(aliases),
         train=train,
     )
+    _check_dtypes(program)
     return verify(program)
+
+
+def _check_dtypes(program: Program) -> None:
+    """Eager torch refuses a product of unlike dtypes; a capture lets it pass."""
+    for node in program.nodes:
+        if node.op in _PRODUCTS:
+            found = {program.types[ref.name].dtype for ref in node.refs() if ref.name in program.types}
+            if len(found) > 1:
+                raise RefusedError(
+                    f"{node.op} at {node.scope or '(root)'} ({node.source}) meets tensors of {' and '.join(sorted(found))}: "
+                    "torch wants one dtype; cast the input"
+                )
 
 
 class _Builder:
@@ -120,7 +142,9 @@ class _Builder:
         members = list(value) if multiple else [value]
         names = [f"{fx_node.name}_{i}" if multiple else fx_node.name for i in range(len(members))]
         self._values[fx_node] = tuple(Ref(n) for n in names) if multiple else Ref(names[0])
-        self.types.update({n: _tensor_type(v) for n, v in zip(names, members, strict=True) if _is_tensor(v)})
+        self.types.update(
+            {n: _tensor_type(v) for n, v in zip(names, members, strict=True) if isinstance(v, torch.Tensor)}
+        )
         self.nodes.append(
             Node(
                 op=op_name(fx_node.target),
@@ -202,10 +226,6 @@ def _scope(fx_node: FxNode) -> str:
     stack = fx_node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values() if not path.startswith("_empty_nn")]
     return re.sub(r"@\d+", "", _strip(paths[-1])) if paths else ""
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _tensor_type(value: torch.Tensor) -> TensorType:

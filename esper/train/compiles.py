@@ -45,10 +45,10 @@ class CompileCounter:
         self._seconds.clear()
         return taken
 
-    def _hear(self, event: str, duration: float, **about: Any) -> None:
+    def _hear(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == _EVENT:
-            self._programs.append(str(about.get("fun_name", "?")))
-            self._seconds.append(duration)
+            self._programs.append(str(kwargs.get("fun_name", "?")))
+            self._seconds.append(duration_secs)
 
 
 @contextmanager

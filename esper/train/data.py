@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,8 @@ def load(
     parts = order[held:], order[test:held], order[:test]
     mean, deviation = pixels[parts[0]].mean(), pixels[parts[0]].std()
     ready = ((pixels - mean) / deviation).astype(np.float32).reshape(-1, *shape)
-    return Dataset(*(Split(jnp.asarray(ready[rows]), jnp.asarray(labels[rows], jnp.int32)) for rows in parts))
+    train, validation, last = (Split(jnp.asarray(ready[rows]), jnp.asarray(labels[rows], jnp.int32)) for rows in parts)
+    return Dataset(train, validation, last)
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
@@ -105,4 +106,5 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError("digits", "scikit-learn", "demo") from error
-    return load_digits(return_X_y=True)
+    found: Any = load_digits()
+    return found.data, found.target

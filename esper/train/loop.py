@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -143,6 +143,7 @@ class _Run:
         self.state = self.learner.begin(model)
         if self.planned:
             rehearse(model, next(iter(self.planned.items())))
+        self.note(Record(0, "start", "batches drawn, small operations compiled"), self.counter.take())
         self.score("untrained")
 
     def advance(self, steps: int) -> None:
@@ -167,12 +168,10 @@ class _Run:
         for (layer, seed), gain in found.items():
             figures |= {f"gain {layer}[{seed}]": gain.mean, f"gain stderr {layer}[{seed}]": gain.stderr}
         pulls = np.sqrt(np.asarray(self.state.pull) / self.since)
-        self.state = self.state.replace(model=with_health(self.state.model, found)).rewound()
+        self.state = replace(self.state, model=with_health(self.state.model, found)).rewound()
         self.settle(figures)
         layers = observed(self.state.model, pulls, self.planned, found)
-        return Observation(
-            self.done, self.training.steps, self.training.eval_every, tuple(self.losses), layers
-        )
+        return Observation(self.done, self.training.steps, self.training.eval_every, tuple(self.losses), layers)
 
     def decide(self, observation: Observation) -> None:
         """Does what the policy says; what it compiles is counted until the next evaluation is over."""
@@ -182,7 +181,7 @@ class _Run:
         for action in actions:
             key = jax.random.fold_in(self.germination_key, self.done)
             model, opt_state = act(self.state.model, self.state.opt_state, action, key=key)
-            self.state = self.state.replace(model=model, opt_state=opt_state)
+            self.state = replace(self.state, model=model, opt_state=opt_state)
             self.pending.append((action, self.counter.take()))
 
     def settle(self, figures: dict[str, float | int | str]) -> None:
@@ -204,7 +203,7 @@ class _Run:
         for kernel in model.structure.kernels:
             if states[model.structure.row(kernel.layer), kernel.seed] == int(SeedLifecycleState.CULLED):
                 model, opt_state = cull(model, opt_state, layer=kernel.layer, seed=kernel.seed)
-        self.state = self.state.replace(model=model, opt_state=opt_state)
+        self.state = replace(self.state, model=model, opt_state=opt_state)
         self.score("end")
         found = gains(model, self.held_out, every=True)
         self.note(Record(self.done, "end", "the last step is done"), self.counter.take())
@@ -222,14 +221,12 @@ class _Run:
 
     def note(self, record: Record, compiles: Compiles) -> None:
         """Adds a record, with what it compiled."""
-        full = Record(
-            **{
-                **record.__dict__,
-                "compiles": len(compiles),
-                "programs": compiles.programs,
-                "compile_seconds": round(compiles.seconds, 4),
-                "run": self.name,
-            }
+        full = replace(
+            record,
+            compiles=len(compiles),
+            programs=compiles.programs,
+            compile_seconds=round(compiles.seconds, 4),
+            run=self.name,
         )
         self.records.append(full)
         self.listen(full)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -36,11 +36,11 @@ class TrainState:
     opt_state: Any
     step: Int32[Array, ""]
     loss: Float32[Array, ""]
-    pull: Float32[Array, "layers"]
+    pull: Float32[Array, " layers"]
 
     def rewound(self) -> TrainState:
         """The sums at zero again."""
-        return self.replace(loss=jnp.zeros_like(self.loss), pull=jnp.zeros_like(self.pull))
+        return replace(self, loss=jnp.zeros_like(self.loss), pull=jnp.zeros_like(self.pull))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class Learner:
         return TrainState(own, self.tx.init(own.params), jnp.zeros((), jnp.int32), zero, jnp.zeros(layers, jnp.float32))
 
 
-def learner(settings: TrainingSettings, *, kernel_warmup_steps: int, blend_steps: int, rise: Schedule = linear) -> Learner:
+def learner(
+    settings: TrainingSettings, *, kernel_warmup_steps: int, blend_steps: int, rise: Schedule = linear
+) -> Learner:
     """The learner that the settings describe."""
     kind, momentum = settings.optimizer, settings.momentum
     tx = _optimizer(kind, settings.learning_rate, settings.weight_decay, momentum, kernel_warmup_steps)
@@ -122,7 +124,8 @@ def train_step(
     (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(state.model.params)
     updates, opt_state = learner.tx.update(grads, state.opt_state, state.model.params)
     params = optax.apply_updates(state.model.params, updates)
-    return state.replace(
+    return replace(
+        state,
         model=moved.replace(params=params, seeds=ramped(moved.seeds, learner.blend_steps, learner.rise)),
         opt_state=opt_state,
         step=state.step + 1,
@@ -132,7 +135,7 @@ def train_step(
 
 
 @jax.jit
-def evaluate(model: MorphableModel, batches: Split) -> tuple[Float[Array, "batches"], Float[Array, "batches"]]:
+def evaluate(model: MorphableModel, batches: Split) -> tuple[Float[Array, " batches"], Float[Array, " batches"]]:
     """Mean loss and accuracy of each batch of a stacked split, in evaluation mode."""
 
     def on_batch(batch: Split) -> tuple[jax.Array, jax.Array]:
@@ -153,14 +156,12 @@ def credit_loss(model: MorphableModel, batch: Split) -> jax.Array:
     return cross_entropy(logits, batch.labels).mean()
 
 
-def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
-) -> Float[Array, "batch"]:
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
     """Loss of each example."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def pulls(model: MorphableModel, grads: dict[str, jax.Array]) -> Float32[Array, "layers"]:
+def pulls(model: MorphableModel, grads: dict[str, jax.Array]) -> Float32[Array, " layers"]:
     """Squared gradient norm of each layer's own parameters; 0 for a layer without any that trains."""
     found = []
     for site in model.structure.sites:

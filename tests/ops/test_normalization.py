@@ -74,7 +74,6 @@ def test_instance_norm_with_running_statistics(rank):
     check(shaken(INSTANCE[rank](4, affine=True, track_running_stats=True)), image(3, 4, *SPACE[rank]))
 
 
-@pytest.mark.xfail(strict=True, reason="capture keeps instance_norm whole, and drops its running update")
 def test_instance_norm_moves_running_statistics():
     check(shaken(nn.InstanceNorm2d(4, track_running_stats=True)), image(3, 4, 4, 5), train=True)
 

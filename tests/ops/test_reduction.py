@@ -139,7 +139,7 @@ OTHERS = {
     "cumprod": lambda x: x.cumprod(1),
     "cumprod_zero_gradient": lambda x: (x * 0 + torch.tensor([2.0, 0.0, 3.0, 0.0])).cumprod(-1) + x,
     "cumsum": lambda x: x.cumsum(-1),
-    "cumsum_dtype": lambda x: x.half().cumsum(0, dtype=torch.float32),
+    "cumsum_dtype": lambda x: x.long().cumsum(0, dtype=torch.float32),
     "dist": lambda x: torch.dist(x[0], x[1], 3),
     "logcumsumexp": lambda x: x.logcumsumexp(2),
     "logsumexp_dims": lambda x: x.logsumexp((0, 2), keepdim=True),

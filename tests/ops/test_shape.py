@@ -1,9 +1,14 @@
 """Views, joins, pads: every row runs float32, bfloat16, int64 and bool through one capture."""
 
+import jax
+import jax.export
 import pytest
 import torch
 import torch.nn.functional as F
-from parity_checks import check
+from parity_checks import Function, agree, check, lower
+
+from esper.jax_backend.evaluate import evaluate
+from esper.program import flatten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 X = torch.arange(24.0).reshape(2, 3, 4) - 5
@@ -139,3 +144,18 @@ def test_symbolic_batch_survives():
 
     program = check(shapes, X.repeat(2, 1, 1)[:3])
     assert isinstance(program.user_inputs[0].type.shape[0], str)
+
+
+@pytest.mark.parametrize(
+    "name", ["cat", "expand", "flatten", "getitem", "repeat", "repeat_interleave", "roll", "unfold"]
+)
+def test_under_a_symbolic_batch_of_jax_export(name):
+    program, _, _, (array,), constants = lower(Function(CASES[name]), (X,))
+    batch, *rest = program.user_inputs[0].type.shape
+    assert isinstance(batch, str)
+    sizes = jax.export.symbolic_shape(f"b, {rest[0]}, {rest[1]}", constraints=["b >= 2"])
+    run = jax.jit(lambda x: evaluate(program, {}, {}, [x], constants=constants)[0])
+    exported = jax.export.export(run)(jax.ShapeDtypeStruct(sizes, array.dtype))
+    longer = X.repeat(3, 1, 1)[:5]
+    for found, wanted in zip(exported.call(longer.numpy()), flatten(CASES[name](longer))[0], strict=True):
+        agree(found, wanted)

@@ -57,10 +57,10 @@ def multinomial(x, num_samples, replacement=False, *, key):
     return jnp.moveaxis(drawn, 0, -1).astype(default_int())
 
 
-@lowers("aten.native_dropout.default", draws=True)
-def native_dropout(x, p, train, *, key):
+@lowers("aten.native_dropout.default", draws=lambda x, p, train: train is not False and p > 0)
+def native_dropout(x, p, train, *, key=None):
     """native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor)"""
-    if train is False:
+    if key is None:
         return x, jnp.ones(x.shape, bool)
     mask = jax.random.bernoulli(key, 1 - p, x.shape)
     return jnp.where(mask, x * (1 / (1 - p) if p < 1 else 0.0), 0), mask

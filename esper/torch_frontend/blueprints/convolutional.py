@@ -10,7 +10,7 @@ from esper.torch_frontend.blueprints.registry import blueprint, zero_output
 
 @blueprint("conv", kinds=("Conv2d",))
 def conv(site: LayerSite, width: int = 16) -> nn.Module:
-    """A convolution of the host's own geometry to `width` channels, GELU, and a 1x1 convolution that is zero at birth."""
+    """The host's own geometry to `width` channels, GELU, and a 1x1 convolution that is zero at birth."""
     inner = nn.Conv2d(
         site["in_channels"],
         width,

@@ -1,0 +1,171 @@
+"""Floor 5: the main job: a torch host, grown on real data, given back to torch as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from esper import __version__
+from esper.api import unwrap, wrap
+from esper.configs import EsperConfig, TrainingSettings
+from esper.errors import ParityError
+from esper.jax_backend.model import MorphableModel
+from esper.lifecycle import SeedLifecycleState
+from esper.parity import Agreement, compare, tolerance
+from esper.train.data import SHAPES, Dataset, load
+from esper.train.history import Record, write
+from esper.train.loop import Result, grow
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the main job did.
+
+    Attributes:
+        parity: Eager torch against the wrapped model, on the test part, before training.
+        growth: The run that grows.
+        control: The same run without growth, if it was asked for.
+        certificate: The model against the unwrapped module, on the test part, after training.
+        files: What was written, by what it is.
+    """
+
+    parity: Agreement
+    growth: Result
+    control: Result | None
+    certificate: dict[str, Any]
+    files: dict[str, Path]
+
+
+def run(
+    config: EsperConfig,
+    *,
+    control: bool = True,
+    output_dir: str | Path | None = None,
+    watch: Callable[[int], None] = lambda step: None,
+    listen: Callable[[Record], None] = lambda record: None,
+) -> Job:
+    """Wraps the host, checks it against eager torch, trains and grows it, unwraps it, writes it.
+
+    Args:
+        config: What to do; every section of it is checked first.
+        control: Whether to train the host alone as well, for as many steps.
+        output_dir: Where to write, instead of the configured directory.
+        watch: Told the number of every step, both runs counted together.
+        listen: Told every event.
+
+    Raises:
+        EsperError: The configuration, the host or the data do not do.
+    """
+    from esper.torch_frontend.hosts import load_host, wants_images
+
+    config.check()
+    training, tamiyo = config.training_settings(), config.tamiyo_settings()
+    host_key, data_key = jax.random.split(jax.random.key(training.key))
+    entropy = int(jax.random.bits(host_key, dtype="uint32"))
+    host = load_host(training.model, shape=SHAPES[training.data], entropy=entropy)
+    data = load(
+        training.data,
+        "image" if wants_images(host) else "flat",
+        key=data_key,
+        test_fraction=training.test_fraction,
+        validation_fraction=training.validation_fraction,
+    )
+    model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
+    agreement = parity(host, model, data)
+    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen)
+    alone = None
+    if control:
+        still = tamiyo.model_copy(update={"policy": "none"})
+        alone = grow(model, data, training, still, name="control", watch=watch, listen=listen)
+    trained = unwrap(growth.model, probe=_tensor(data))
+    certificate: Any = trained.esper_certificate
+    files = _write(Path(output_dir or training.output_dir), trained, growth, alone, certificate)
+    return Job(agreement, growth, alone, certificate, files)
+
+
+def parity(host: nn.Module, model: MorphableModel, data: Dataset) -> Agreement:
+    """Eager torch against the wrapped model on the test part, in evaluation mode.
+
+    Raises:
+        ParityError: They disagree beyond the tolerance of float32.
+    """
+    from esper.torch_frontend.probe import evaluating
+
+    with evaluating(host) as module:
+        wanted = module(_tensor(data))
+    found = compare(np.asarray(model(data.test.inputs)), wanted.numpy())
+    if found.scaled > tolerance("float32"):
+        raise ParityError(f"the wrapped model disagrees with eager torch before training: {found}")
+    return found
+
+
+def steps_of(training: TrainingSettings, *, control: bool) -> int:
+    """How many steps `run` will take in all."""
+    return training.steps * (2 if control else 1)
+
+
+def seed_metadata(model: MorphableModel) -> list[dict[str, Any]]:
+    """The state of every seed, and the recipe of its kernel, as plain data."""
+    kernels = {(kernel.layer, kernel.seed): kernel for kernel in model.structure.kernels}
+    seeds = jax.device_get(model.seeds)
+    return [
+        _seed(site.name, seed, jax.tree.map(lambda field, at=(row, seed): field[at], seeds), kernels)
+        for row, site in enumerate(model.structure.sites)
+        for seed in range(model.structure.seeds_per_layer)
+    ]
+
+
+def _seed(layer: str, seed: int, state: Any, kernels: dict[tuple[str, int], Any]) -> dict[str, Any]:
+    health = float(state.health)
+    plain: dict[str, Any] = {
+        "layer": layer,
+        "seed": seed,
+        "lifecycle": SeedLifecycleState(int(state.lifecycle)).name,
+        "alpha": float(state.alpha),
+        "health": health if math.isfinite(health) else None,
+        "age": int(state.age),
+    }
+    kernel = kernels.get((layer, seed))
+    if kernel is not None:
+        plain |= {"blueprint": kernel.blueprint, "options": dict(kernel.options), "placement": kernel.placement}
+    return plain
+
+
+def _write(
+    place: Path, trained: nn.Module, growth: Result, control: Result | None, certificate: dict[str, Any]
+) -> dict[str, Path]:
+    import torch
+    from safetensors.torch import save_file
+
+    place.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in trained.state_dict().items()}
+    metadata = {"format": "pt", "esper": __version__, "seeds": json.dumps(seed_metadata(growth.model))}
+    files = {
+        "tensors": place / "model.safetensors",
+        "state_dict": place / "state_dict.pt",
+        "module": place / "trained.pt",
+        "history": place / "history.jsonl",
+        "certificate": place / "certificate.json",
+    }
+    save_file(tensors, files["tensors"], metadata)
+    torch.save(tensors, files["state_dict"])
+    torch.save(trained, files["module"])
+    write(files["history"], (*growth.records, *(control.records if control else ())))
+    files["certificate"].write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def _tensor(data: Dataset) -> Any:
+    import torch
+
+    return torch.from_numpy(np.array(data.test.inputs))
