@@ -58,8 +58,7 @@ def torch_contender(module, x, labels):
 
 def esper_contender(module, x, labels):
     """The step, and the seconds that the parts of its first call took."""
-    x, labels = jnp.array(x.numpy()), jnp.array(labels.numpy())
-    model = esper.wrap(module.train())
+    model, x, labels = esper.wrap(module.train()), jnp.array(x.numpy()), jnp.array(labels.numpy())
 
     def sgd(model, x, labels):
         def loss(params):
@@ -110,7 +109,7 @@ def timed(function):
 def measure(steps):
     """Seconds of each timed step, and the last loss, by contender."""
     seconds, losses = {name: [] for name in steps}, {}
-    for step in [step for step in steps.values() for _ in range(WARM_UP)]:
+    for step in list(steps.values()) * WARM_UP:
         step()
     for _ in range(RUNS):
         for name, step in steps.items():
@@ -138,8 +137,7 @@ def main():
         f"torch {torch.__version__} ({torch.get_num_threads()} threads), jax {jax.__version__}", jax.default_backend()
     )
     for title, build in (("MLP 784-512-10", mlp), ("CNN, two convolutions of 16 and 32 channels", cnn)):
-        module, x = build()
-        labels = torch.randint(0, 10, (BATCH,))
+        (module, x), labels = build(), torch.randint(0, 10, (BATCH,))
         wrapped, first_call = esper_contender(module, x, labels)
         steps = {ESPER: wrapped, TORCH: torch_contender(module, x, labels)}
         if build is mlp:

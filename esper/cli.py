@@ -253,11 +253,11 @@ def _logging(settings: LoggingSettings, console: Console, *, quiet: bool) -> Ite
 
 @contextmanager
 def _progress(console: Console, steps: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over all steps; what it gives is told each step."""
+    """A bar over all steps, for terminals; what it gives is told each step."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
         task = progress.add_task("training", total=steps)
         yield lambda step: progress.advance(task)
 

@@ -36,6 +36,11 @@ class Calls(nn.Module):
         return self.body(self.layer(x))
 
 
+class Writes(nn.Module):
+    def forward(self, x):
+        return x.add_(1)
+
+
 def hooked(x):
     x.register_hook(lambda grad: grad * 2)
     return x
@@ -117,7 +122,8 @@ CALLS = [
         errors.TraceError,
         "captured at",
     ),
-    ("input written in place", Calls(lambda x: x.add_(1)), (jnp.ones((2, 3)),), None, ""),
+    ("an intermediate written in place", Calls(lambda x: x.add_(1)), (jnp.ones((2, 3)),), None, ""),
+    ("the input written in place", Writes(), (jnp.ones((2, 3)),), errors.RefusedError, "clone it"),
     ("a layer of two tensors", nn.Bilinear(2, 2, 2), (jnp.ones((2, 2)),) * 2, errors.RefusedError, "takes 2 tensors"),
 ]
 

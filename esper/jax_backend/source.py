@@ -38,9 +38,13 @@ class Sprout(Protocol):
 class ModuleSource(Protocol):
     """A source of Programs for one module. `carried` caches the JAX copies of `constants`."""
 
-    constants: Mapping[str, Any]
     carried: dict[str, Any]
     traces: int
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        """The foreign tensors that captures close over, by name."""
+        ...
 
     @property
     def programs(self) -> tuple[Program, ...]:

@@ -82,7 +82,6 @@ def export(flat: _Flat, tensors: Sequence[torch.Tensor], dynamic: frozenset[int]
             raise
         except Exception as error:  # torch.export raises every kind of exception: all become one, with the cause kept
             raise TraceError(_explain(error)) from error
-    _reject_mutated_inputs(captured)
     _detach_no_grad(captured.graph_module, [])
     return captured
 
@@ -203,12 +202,6 @@ def _detach_outputs(body: torch.fx.GraphModule) -> None:
     for node, new in detached.items():
         output.replace_input_with(node, new)
     body.recompile()
-
-
-def _reject_mutated_inputs(captured: ExportedProgram) -> None:
-    mutated = captured.graph_signature.user_inputs_to_mutate
-    if mutated:
-        raise RefusedError("the model writes into its inputs in place; JAX arrays are immutable: clone them in forward")
 
 
 def _open_object(value: Any) -> tuple[Any] | None:

@@ -11,7 +11,6 @@ from torch import nn
 
 from esper.program import Signature, Static, TensorType, unflatten
 
-
 _DOUBLE = {"float32": "float64", "complex64": "complex128"}
 
 

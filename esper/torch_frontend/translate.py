@@ -94,8 +94,8 @@ def _check_dtypes(program: Program) -> None:
             found = {program.types[ref.name].dtype for ref in node.refs() if ref.name in program.types}
             if len(found) > 1:
                 raise RefusedError(
-                    f"{node.op} at {node.scope or '(root)'} ({node.source}) meets tensors of {' and '.join(sorted(found))}: "
-                    "torch wants one dtype; cast the input"
+                    f"{node.op} at {node.scope or '(root)'} ({node.source}) meets tensors of "
+                    f"{' and '.join(sorted(found))}: torch wants one dtype; cast the input"
                 )
 
 
@@ -165,7 +165,10 @@ class _Builder:
                 target = _strip(spec.target or "")
                 self.outputs.append(OutputSpec("buffer", self._literal(value), self._aliases.get(target, target)))
             else:
-                raise TraceError(f"the forward changes {_strip(spec.target or '')!r} in place ({spec.kind.name})")
+                raise RefusedError(
+                    f"the forward writes into {_strip(spec.target or '')!r} in place ({spec.kind.name}); "
+                    "JAX arrays are immutable: clone it in forward first"
+                )
 
     def squeezed(self) -> list[str]:
         """Guards that keep symbolic sizes from being 1 where a squeeze would drop them."""
