@@ -5,7 +5,7 @@ BIN := .venv/bin
 TEST_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench docs
+.PHONY: help setup demo test sweep lint types bench docs
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ demo: setup  ## wrap, train and grow a CNN and an MLP on real images, and get Py
 
 test: setup  ## the test suite
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+sweep: setup  ## every operator case, where `make test` runs a fixed sample of them
+	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops
 
 lint: setup  ## ruff and the floors of the architecture
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esper.errors import ArgumentError, ParityError, WrapError
-from esper.jax_backend.interchange import adopt, wide
+from esper.jax_backend.interchange import adopt, constants, wide
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import is_lowered
 from esper.jax_backend.seeds import SeedState
@@ -78,6 +78,7 @@ def wrap(
         params={"host": {name: arrays[name] for name in arrays if name in trained}, "kernels": {}},
         buffers={name: arrays[name] for name in arrays if name not in trained},
         seeds=SeedState.dormant(len(layers), seeds_per_layer),
+        constants=dict(constants(source)),
         structure=Structure(
             source=source,
             sites=tuple(describe(name, layer) for name, layer in layers.items()),
@@ -87,6 +88,7 @@ def wrap(
     )
     if example_inputs is not None:
         _trace_now(model, example_inputs)
+        model = model.replace(constants=dict(constants(source)))
     return model
 
 

@@ -212,3 +212,12 @@ def test_an_optimiser_state_that_cannot_be_migrated_says_what_to_do():
     own = per_kernel(optax.adagrad(0.1)).init(model.params)
     _, moved = esper.germinate(model, own, layer="", blueprint="low_rank", key=KEY)
     assert list(moved.kernels[""]) == [0]
+
+
+def test_a_kernel_at_a_layer_that_is_never_called_is_refused():
+    host = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert "self_attn.out_proj" not in esper.wrap(host).layers
+    model = esper.wrap(host, target_layers=["self_attn.out_proj"])
+    model(jnp.ones((2, 3, 8)))
+    with pytest.raises(errors.SeedError, match="never called"):
+        esper.germinate(model, None, layer="self_attn.out_proj", blueprint="low_rank", key=KEY)

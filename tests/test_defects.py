@@ -352,3 +352,19 @@ def test_survivors_keep_their_moments_and_newcomers_take_no_oversized_step():
         state = raw.init(model.params)
         _, migrated = esper.germinate(model, state, layer="0", blueprint="low_rank", key=KEY)
         assert jax.tree.structure(migrated) == jax.tree.structure(raw.init(grown.params))
+
+
+def test_tensor_attributes_are_inputs_of_the_program_not_copies_in_it():
+    class Attribute(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.parts = torch.randn(300, 5), [torch.ones(5)]
+
+        def forward(self, x):
+            return x @ self.table.T @ self.table + self.parts[0]
+
+    host = Attribute()
+    model = esper.wrap(host, target_layers=[])
+    assert sorted(model.constants) == ["parts.0", "table"]
+    same(model(X), host(X))
+    assert len(jax.jit(lambda m, x: m(x)).lower(model, X.numpy()).as_text()) < 4000

@@ -53,10 +53,12 @@ def germinate(
         UnknownLayerError: No such layer.
         UnknownBlueprintError: No such blueprint for this kind of layer.
         IllegalTransitionError: The seed is not DORMANT.
+        SeedError: The model never calls the layer, or the recipe has no such option.
     """
     row = _row(model, layer, seed)
     check_transition(_state(model, row, seed), SeedLifecycleState.LOADING, _place(layer, seed))
     structure = model.structure
+    _check_called(structure, layer)
     entropy = int(jax.random.bits(key, dtype=jnp.uint32))
     sprout = structure.source.sprout(blueprint, structure.sites[row], options or {}, entropy)
     kernel = Kernel(layer, seed, blueprint, sprout.options, structure.sites[row], sprout.placement, sprout.source)
@@ -136,6 +138,17 @@ def _row(model: MorphableModel, layer: str, seed: int) -> int:
     if not 0 <= seed < model.structure.seeds_per_layer:
         raise SeedError(f"layer {layer!r} has seeds 0 to {model.structure.seeds_per_layer - 1}, not {seed}")
     return names.index(layer)
+
+
+def _check_called(structure: Structure, layer: str) -> None:
+    """A layer whose weight the model reads without calling the layer has no output for a kernel to join."""
+    programs = structure.source.programs
+    marks = {node.args[2] for program in programs for node in program.nodes if node.op == "esper.graft.default"}
+    if programs and layer not in marks:
+        raise SeedError(
+            f"layer {layer!r} is never called as a module in the forwards captured so far, so a kernel there would "
+            "have no effect; choose the module that is called instead"
+        )
 
 
 def _place(layer: str, seed: int) -> str:

@@ -34,12 +34,14 @@ class MorphableModel(struct.PyTreeNode):
         params: What trains: {"host": {torch name: array}, "kernels": {layer: {seed: {torch name: array}}}}.
         buffers: What does not: {torch name: array}, parameters with `requires_grad=False` among them.
         seeds: State of every seed, arrays of shape [layers, seeds_per_layer].
+        constants: Tensors the module holds as plain attributes, by path: inputs of the compiled program.
         structure: The static half: where Programs come from, which layers and kernels there are.
     """
 
     params: Params
     buffers: dict[str, jax.Array]
     seeds: SeedState
+    constants: dict[str, jax.Array]
     structure: Structure = struct.field(pytree_node=False)
 
     def __call__(self, *args: Any, train: bool = False, key: jax.Array | None = None, **kwargs: Any) -> Any:
@@ -69,7 +71,7 @@ class MorphableModel(struct.PyTreeNode):
         call = prepare(source, args, kwargs, train)
         check_lowered(call.program)
         check_key(call.program, key)
-        arrays, buffers, seeds = _run(self, call.program, call.tensors, key, constants(source))
+        arrays, buffers, seeds = _run(self, call.program, call.tensors, key, self._late_constants())
         moved = self if self.structure.shadow else self.replace(buffers=buffers, seeds=seeds)
         return assemble(source, call, arrays), moved
 
@@ -121,6 +123,10 @@ class MorphableModel(struct.PyTreeNode):
             f"{self.structure.seeds_per_layer} seeds, kernels={held})"
         )
 
+    def _late_constants(self) -> dict[str, jax.Array]:
+        """What the captures turned out to close over besides `constants`."""
+        return {n: array for n, array in constants(self.structure.source).items() if n not in self.constants}
+
     def _layer(self, row: int, name: str) -> KasminaLayer:
         return KasminaLayer(
             params=self.params["kernels"].get(name, {}),
@@ -136,7 +142,7 @@ def _run(
     program: Program,
     tensors: list[jax.Array],
     key: jax.Array | None,
-    constants: dict[str, jax.Array],
+    late_constants: dict[str, jax.Array],
 ) -> tuple[list[jax.Array], dict[str, jax.Array], SeedState]:
     """The forward as one compiled program: array outputs, buffers and seeds."""
     outputs, buffers = evaluate(
@@ -145,7 +151,7 @@ def _run(
         model.buffers,
         tensors,
         key,
-        constants=constants,
+        constants={**model.constants, **late_constants},
         grafts=_grafts(model, program.train),
     )
     user = [spec.value for spec in program.outputs if spec.kind == "user"]

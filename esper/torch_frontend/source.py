@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +63,7 @@ class TorchSource:
         self.module = skeleton(module)
         self.layers = tuple(layers)
         self.wide = wide
-        self.constants: dict[str, torch.Tensor] = {}
+        self.constants = dict(attributes(self.module))
         self.carried: dict[str, Any] = {}
         self.traces = 0
         self._supported = supported
@@ -187,6 +187,27 @@ def aliases(module: nn.Module) -> dict[str, str]:
             if owner != name:
                 tied[name] = owner
     return tied
+
+
+def attributes(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that modules hold as plain attributes, alone or in lists, tuples and dicts, by dotted path."""
+    registered = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    for path, sub in module.named_modules():
+        for name, value in vars(sub).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                found = _tensors_in(value, f"{path}.{name}" if path else name)
+                yield from ((place, tensor) for place, tensor in found if id(tensor) not in registered)
+
+
+def _tensors_in(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _tensors_in(item, f"{path}.{place}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors_in(item, f"{path}.{key}")
 
 
 def _wide_tensors(module: nn.Module) -> dict[str, torch.Tensor]:

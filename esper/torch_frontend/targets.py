@@ -64,7 +64,7 @@ def find_layers(module: nn.Module, targets: Sequence[Target] | Target | None) ->
 
 def describe(name: str, layer: nn.Module) -> LayerSite:
     """The layer as plain data."""
-    base = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn"))
+    base = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn.modules"))
     first = next((tensor for tensor in layer.parameters() if tensor.is_floating_point()), None)
     attributes = tuple((key, _plain(getattr(layer, key))) for key in _GEOMETRY if hasattr(layer, key))
     return LayerSite(
