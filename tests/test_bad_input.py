@@ -214,6 +214,11 @@ def test_an_optimiser_state_that_cannot_be_migrated_says_what_to_do():
     assert list(moved.kernels[""]) == [0]
 
 
+def test_a_model_without_seeds_says_so():
+    with pytest.raises(errors.SeedError, match="has no seeds"):
+        _germinate(esper.wrap(build("mlp")[0], seeds_per_layer=0))
+
+
 def test_a_kernel_at_a_layer_that_is_never_called_is_refused():
     host = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     assert "self_attn.out_proj" not in esper.wrap(host).layers

@@ -135,8 +135,10 @@ def _row(model: MorphableModel, layer: str, seed: int) -> int:
     names = [site.name for site in model.structure.sites]
     if layer not in names:
         raise UnknownLayerError(layer, names)
-    if not 0 <= seed < model.structure.seeds_per_layer:
-        raise SeedError(f"layer {layer!r} has seeds 0 to {model.structure.seeds_per_layer - 1}, not {seed}")
+    held = model.structure.seeds_per_layer
+    if not 0 <= seed < held:
+        has = f"has seeds 0 to {held - 1}, not {seed}" if held else "has no seeds: wrap with seeds_per_layer above 0"
+        raise SeedError(f"layer {layer!r} {has}")
     return names.index(layer)
 
 
