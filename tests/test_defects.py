@@ -21,7 +21,13 @@ from esper.growth.optimizer import per_kernel
 from esper.parity import compare
 
 KEY = jax.random.key(0)
+torch.manual_seed(0)
 X = torch.randn(4, 5)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    torch.manual_seed(0)
 
 
 def active(model, layer, blueprint="low_rank", alpha=1.0):
