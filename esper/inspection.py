@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esper.api import wrap
 from esper.errors import ArgumentError, OpSite
@@ -13,9 +13,6 @@ from esper.jax_backend.call import prepare
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import missing
 from esper.program import LayerSite, Program
-
-if TYPE_CHECKING:
-    import torch
 
 _INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)?:(?P<dtype>\w+)|(?P<bare>\d+(?:x\d+)*)")
 
@@ -88,16 +85,17 @@ def example_call(inputs: tuple[str, ...]) -> tuple[tuple[Any, ...], dict[str, An
     return tuple(args), kwargs
 
 
-def _example(text: str) -> tuple[str | None, torch.Tensor]:
-    import torch
+def _example(text: str) -> tuple[str | None, Any]:
+    from esper.torch_frontend.probe import zeros
 
     found = _INPUT.fullmatch(text)
     if found is None:
         raise ArgumentError(
             f"--input {text}: a shape and a dtype are expected, such as 1x3x32x32:float32 or mask=1x16:bool"
         )
-    dtype = getattr(torch, found["dtype"] or "float32", None)
-    if not isinstance(dtype, torch.dtype):
-        raise ArgumentError(f"--input {text}: torch has no dtype {found['dtype']}")
     sizes = found["shape"] or found["bare"]
-    return found["name"], torch.zeros([int(size) for size in sizes.split("x")] if sizes else [], dtype=dtype)
+    shape = [int(size) for size in sizes.split("x")] if sizes else []
+    try:
+        return found["name"], zeros(shape, found["dtype"] or "float32")
+    except ArgumentError as error:
+        raise ArgumentError(f"--input {text}: {error}") from None

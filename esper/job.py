@@ -144,28 +144,18 @@ def _seed(layer: str, seed: int, state: Any, kernels: dict[tuple[str, int], Any]
 def _write(
     place: Path, trained: nn.Module, growth: Result, control: Result | None, certificate: dict[str, Any]
 ) -> dict[str, Path]:
-    import torch
-    from safetensors.torch import save_file
+    from esper.torch_frontend.files import save_module
 
     place.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in trained.state_dict().items()}
-    metadata = {"format": "pt", "esper": __version__, "seeds": json.dumps(seed_metadata(growth.model))}
-    files = {
-        "tensors": place / "model.safetensors",
-        "state_dict": place / "state_dict.pt",
-        "module": place / "trained.pt",
-        "history": place / "history.jsonl",
-        "certificate": place / "certificate.json",
-    }
-    save_file(tensors, files["tensors"], metadata)
-    torch.save(tensors, files["state_dict"])
-    torch.save(trained, files["module"])
+    metadata = {"esper": __version__, "seeds": json.dumps(seed_metadata(growth.model))}
+    files = save_module(trained, place, metadata)
+    files |= {"history": place / "history.jsonl", "certificate": place / "certificate.json"}
     write(files["history"], (*growth.records, *(control.records if control else ())))
     files["certificate"].write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
     return files
 
 
 def _tensor(data: Dataset) -> Any:
-    import torch
+    from esper.torch_frontend.arrays import to_torch
 
-    return torch.from_numpy(np.array(data.test.inputs))
+    return to_torch(data.test.inputs)

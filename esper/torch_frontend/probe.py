@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from esper.errors import ArgumentError
 from esper.program import Signature, Static, TensorType, unflatten
 
 _DOUBLE = {"float32": "float64", "complex64": "complex128"}
@@ -35,6 +36,18 @@ def _values(kind: TensorType, generator: torch.Generator, double: bool) -> torch
         wide = torch.complex64 if dtype.is_complex else torch.float32
         return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
     return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def zeros(shape: Sequence[int], dtype: str) -> torch.Tensor:
+    """A tensor of zeros.
+
+    Raises:
+        ArgumentError: torch has no dtype of that name.
+    """
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ArgumentError(f"torch has no dtype {dtype}")
+    return torch.zeros(list(shape), dtype=found)
 
 
 @contextmanager
