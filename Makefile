@@ -1,11 +1,12 @@
 # One entry point. Every target sets up what it needs: `make demo` and `make test` work on a fresh clone.
 PYTHON ?= python3
+TORCH ?= 2.12.0
 BIN := .venv/bin
 # Correctness needs no optimised code, and XLA's compile time is most of a test's time.
 TEST_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep lint types bench docs
+.PHONY: help setup demo test sweep parity versions lint types bench docs
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +28,23 @@ test: setup  ## the test suite
 
 sweep: setup  ## every operator case, where `make test` runs a fixed sample of them
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops
+
+parity: setup  ## every case of tests/parity against eager torch, and docs/coverage.md (an hour or two)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps timm
+	$(TEST_FLAGS) PYTHONPATH=tests $(BIN)/python -W ignore -m parity.run --out build/parity
+	PYTHONPATH=tests $(BIN)/python -m parity.report build/parity docs/coverage.md
+
+versions: .venv-torch-$(TORCH)/ready  ## the core tests on another torch release: make versions TORCH=2.12.0
+	$(TEST_FLAGS) .venv-torch-$(TORCH)/bin/python -m pytest -n 2 -q tests/test_import.py tests/test_extension.py \
+	    tests/test_defects.py tests/test_parity.py::test_semantics
+
+.venv-torch-$(TORCH)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-torch-$(TORCH)
+	grep -v '^torch==' constraints.txt > .venv-torch-$(TORCH)/constraints.txt
+	.venv-torch-$(TORCH)/bin/pip install --disable-pip-version-check --quiet torch==$(TORCH) setuptools
+	.venv-torch-$(TORCH)/bin/pip install --disable-pip-version-check --quiet \
+	    --constraint .venv-torch-$(TORCH)/constraints.txt --editable '.[dev]'
+	touch $@
 
 lint: setup  ## ruff and the floors of the architecture
 	$(BIN)/ruff check .

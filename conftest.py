@@ -1,4 +1,4 @@
-"""Puts `tests/` on the path, so that test modules share their helpers, and samples the operator sweep."""
+"""Puts `tests/` on the path, so that test modules share their helpers, and samples the wide sweeps."""
 
 import sys
 from pathlib import Path
@@ -6,16 +6,21 @@ from zlib import crc32
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
-SHARE = 4  # one operator case in so many runs by default, always the same ones
+# One case in so many runs by default, always the same ones.
+SHARES = {"tests/ops/": 4, "test_parity.py::test_semantics": 4, "test_parity.py::": 10}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--sweep", choices=["sample", "all"], default="sample", help="which operator cases to run")
+    parser.addoption("--sweep", choices=["sample", "all"], default="sample", help="which cases of the sweeps to run")
 
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--sweep") == "all":
         return
-    left_out = [item for item in items if "tests/ops/" in item.nodeid and crc32(item.nodeid.encode()) % SHARE]
+    left_out = [item for item in items if crc32(item.nodeid.encode()) % _share(item.nodeid)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _share(name):
+    return next((share for part, share in SHARES.items() if part in name), 1)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,9 +22,6 @@ from esper.parity import Agreement, compare, tolerance
 from esper.train.data import SHAPES, Dataset, load
 from esper.train.history import Record, write
 from esper.train.loop import Result, grow
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def run(
     return Job(agreement, growth, alone, certificate, files)
 
 
-def parity(host: nn.Module, model: MorphableModel, data: Dataset) -> Agreement:
+def parity(host: Any, model: MorphableModel, data: Dataset) -> Agreement:
     """Eager torch against the wrapped model on the test part, in evaluation mode.
 
     Raises:
@@ -142,7 +139,7 @@ def _seed(layer: str, seed: int, state: Any, kernels: dict[tuple[str, int], Any]
 
 
 def _write(
-    place: Path, trained: nn.Module, growth: Result, control: Result | None, certificate: dict[str, Any]
+    place: Path, trained: Any, growth: Result, control: Result | None, certificate: dict[str, Any]
 ) -> dict[str, Path]:
     from esper.torch_frontend.files import save_module
 

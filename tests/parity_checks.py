@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from parity.judge import Function, to_numpy
 from torch import nn
 
 from esper.jax_backend.evaluate import evaluate
@@ -18,22 +19,6 @@ from esper.torch_frontend.arrays import exportable
 from esper.torch_frontend.source import TorchSource
 
 jax.config.update("jax_threefry_partitionable", True)
-
-
-class Function(nn.Module):
-    """A function of tensors as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
-
-
-def to_numpy(tensor):
-    tensor = tensor.detach().resolve_conj()
-    return tensor.to(torch.float64 if tensor.dtype is torch.bfloat16 else tensor.dtype).cpu().numpy()
 
 
 def to_jax(tensor, place="an input"):
@@ -101,9 +86,7 @@ def agree(actual, wanted, *, gradient=False, place="output"):
     carried = jax.dtypes.canonicalize_dtype(jnp.dtype(str(wanted.dtype).removeprefix("torch.")))
     assert actual.dtype == carried, f"{place}: dtype {actual.dtype}, torch has {wanted.dtype}"
     assert not getattr(actual, "weak_type", False), f"{place}: weak type"
-    found = compare(
-        np.asarray(actual.astype(jnp.float32) if actual.dtype == jnp.bfloat16 else actual), to_numpy(wanted)
-    )
+    found = compare(to_numpy(actual), to_numpy(wanted))
     limit = tolerance(str(carried), gradient=gradient)
     assert found.scaled <= limit, f"{place}: {found} exceeds {limit}"
 

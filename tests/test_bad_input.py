@@ -17,16 +17,6 @@ from esper.growth.optimizer import per_kernel
 KEY = jax.random.key(0)
 
 
-class Custom(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * 3
-
-
 class Calls(nn.Module):
     def __init__(self, body):
         super().__init__()
@@ -36,14 +26,17 @@ class Calls(nn.Module):
         return self.body(self.layer(x))
 
 
+def absent(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+for _name in ("absent::first", "absent::second"):
+    torch.library.custom_op(_name, absent, mutates_args=()).register_fake(torch.empty_like)
+
+
 class Writes(nn.Module):
     def forward(self, x):
         return x.add_(1)
-
-
-def hooked(x):
-    x.register_hook(lambda grad: grad * 2)
-    return x
 
 
 WRAP = [
@@ -113,8 +106,6 @@ CALLS = [
     ("an object", nn.Linear(3, 2), ({1},), errors.SignatureError, "set"),
     ("big int64 input", nn.Embedding(3, 2), (np.array([2**40]),), errors.PrecisionError, "does not fit"),
     ("big int64 torch input", nn.Embedding(3, 2), (torch.tensor([2**40]),), errors.PrecisionError, "does not fit"),
-    ("custom function", Calls(Custom.apply), (jnp.ones((2, 3)),), errors.RefusedError, "test_bad_input.py:"),
-    ("tensor hook", Calls(hooked), (jnp.ones((2, 3)),), errors.RefusedError, "hook"),
     (
         "data-dependent branch",
         Calls(lambda x: x if x.sum() > 0 else -x),
@@ -123,7 +114,7 @@ CALLS = [
         "captured at",
     ),
     ("an intermediate written in place", Calls(lambda x: x.add_(1)), (jnp.ones((2, 3)),), None, ""),
-    ("the input written in place", Writes(), (jnp.ones((2, 3)),), errors.RefusedError, "clone it"),
+    ("the input written in place", Writes(), (jnp.ones((2, 3)),), None, ""),
     ("a layer of two tensors", nn.Bilinear(2, 2, 2), (jnp.ones((2, 2)),) * 2, errors.RefusedError, "takes 2 tensors"),
 ]
 
@@ -142,7 +133,7 @@ def test_calls_refuse(module, args, kind, text):
 def test_unsupported_operators_come_all_at_once_with_their_places():
     class Odd(nn.Module):
         def forward(self, x):
-            return torch.histc(x, 4), torch.special.bessel_j0(x)
+            return torch.ops.absent.first(x), torch.ops.absent.second(x)
 
     class Outer(nn.Module):
         def __init__(self):

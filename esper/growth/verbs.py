@@ -145,7 +145,7 @@ def _row(model: MorphableModel, layer: str, seed: int) -> int:
 def _check_called(structure: Structure, layer: str) -> None:
     """A layer whose weight the model reads without calling the layer has no output for a kernel to join."""
     programs = structure.source.programs
-    marks = {node.args[2] for program in programs for node in program.nodes if node.op == "esper.graft.default"}
+    marks = {node.args[2] for program in programs for node in program.walk() if node.op == "esper.graft.default"}
     if programs and layer not in marks:
         raise SeedError(
             f"layer {layer!r} is never called as a module in the forwards captured so far, so a kernel there would "

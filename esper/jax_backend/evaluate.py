@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count, repeat
 from typing import Any
 
 import jax
 
 import esper.jax_backend.lowerings  # noqa: F401  fills the registry
-from esper.errors import MissingKeyError
+from esper.errors import MissingKeyError, RefusedError
 from esper.jax_backend.promotion import dtype_of
 from esper.jax_backend.registry import check_lowered, draws, lowering
 from esper.program import DType, Node, Program, Ref
@@ -47,11 +48,23 @@ def evaluate(
     """
     check_lowered(program)
     check_key(program, key)
-    values = _start(program, params, buffers, inputs, constants or {})
+    return _evaluate(program, params, buffers, inputs, key, constants or {}, grafts or {})
+
+
+def _evaluate(
+    program: Program,
+    params: Mapping[str, jax.Array],
+    buffers: Mapping[str, jax.Array],
+    inputs: Sequence[jax.Array],
+    key: jax.Array | None,
+    constants: Mapping[str, jax.Array],
+    grafts: Grafts,
+) -> tuple[list[Any], dict[str, jax.Array]]:
+    values = _start(program, params, buffers, inputs, constants)
     last_use = _last_uses(program)
     keys = _keys(key)
     for place, node in enumerate(program.nodes):
-        _run(node, values, keys, grafts or {})
+        _run(node, values, keys, grafts)
         for name in last_use.get(place, ()):
             del values[name]  # long chains of dead intermediates would otherwise live until the end
     outputs, updated = [], dict(buffers)
@@ -68,7 +81,7 @@ def check_key(program: Program, key: jax.Array | None) -> None:
     """Raises MissingKeyError, naming every site, if `program` draws and there is no key."""
     if key is not None:
         return
-    sites = [f"  {node.op}  {node.scope or '(root)'}  ({node.source})" for node in program.nodes if draws(node)]
+    sites = [f"  {node.op}  {node.scope or '(root)'}  ({node.source})" for node in program.walk() if draws(node)]
     if sites:
         raise MissingKeyError(
             "this forward draws random numbers, so it needs `key=jax.random.key(...)`; it draws here:\n"
@@ -105,18 +118,27 @@ def _keys(key: jax.Array | None) -> tuple[Iterator[jax.Array | None], Iterator[j
 
 def _run(node: Node, values: dict[str, Any], keys: tuple[Iterator[Any], Iterator[Any]], grafts: Grafts) -> None:
     found = lowering(node.op)
-    args = resolve(node.args, values)
-    kwargs = {name: resolve(value, values) for name, value in node.kwargs}
+    extra: dict[str, Any] = {}
     if found.draws_at(node):
-        kwargs["key"] = next(keys[0])
+        extra["key"] = next(keys[0])
     if found.grafts:
-        kwargs |= {"grafts": grafts, "key": next(keys[1])}
+        extra |= {"grafts": grafts, "key": next(keys[1])}
+    if found.bodies:
+        extra["run"] = partial(_run_body, grafts=grafts)
     with jax.named_scope(node.scope or "root"):
-        made = found.rule(*args, **kwargs)
+        try:
+            kwargs = {name: resolve(value, values) for name, value in node.kwargs}
+            made = found.rule(*resolve(node.args, values), **kwargs, **extra)
+        except RefusedError as error:  # the rule knows why, the node knows where
+            raise RefusedError(f"{node.op} at {node.scope or '(root)'} ({node.source}): {error}") from None
     if node.multiple:
         values.update(zip(node.outputs, made, strict=True))
     elif node.outputs:
         values[node.outputs[0]] = made
+
+
+def _run_body(program: Program, inputs: Sequence[Any], key: jax.Array | None = None, *, grafts: Grafts) -> list[Any]:
+    return _evaluate(program, {}, {}, inputs, key, {}, grafts)[0]
 
 
 def resolve(value: Any, values: Mapping[str, Any]) -> Any:

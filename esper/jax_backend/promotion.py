@@ -16,6 +16,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from esper.errors import RefusedError
+
 DEFAULT_FLOAT = "float32"
 _ALIASES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32"}
 _HALF = (jnp.dtype("float16"), jnp.dtype("bfloat16"))
@@ -23,8 +25,18 @@ _CATEGORY = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The JAX dtype that carries torch's dtype `name`; 64-bit ones narrow when x64 is off."""
-    return jax.dtypes.canonicalize_dtype(jnp.dtype(_ALIASES.get(name, name)))
+    """The JAX dtype that carries torch's dtype `name`; 64-bit ones narrow when x64 is off.
+
+    Raises:
+        RefusedError: JAX has no such dtype.
+    """
+    try:
+        dtype = jnp.dtype(_ALIASES.get(name, name))
+    except TypeError:
+        dtype = None
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        raise RefusedError(f"JAX has no dtype like torch.{name}: use another one")
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def default_float() -> np.dtype:

@@ -23,21 +23,26 @@ class Lowering:
         draws: Whether the rule takes `key=`, a key of its own for each node; a function of the node's
             arguments decides for operators that draw only at times.
         grafts: Whether the rule takes `grafts=`, the kernels of the running model by layer name.
+        bodies: Whether the operator's arguments hold Programs; the rule then takes `run=`, a function of a
+            Program and its inputs, and `key=` where a body draws.
     """
 
     rule: Callable[..., Any]
     draws: Draws = False
     grafts: bool = False
+    bodies: bool = False
 
     def draws_at(self, node: Node) -> bool:
         """Whether the rule draws at this node."""
+        if self.bodies:
+            return any(draws(inner) for body in node.bodies() for inner in body.nodes)
         return self.draws(*node.args, **dict(node.kwargs)) if callable(self.draws) else self.draws
 
 
 _TABLE: dict[str, Lowering] = {}
 
 
-def lowers(*ops: str, draws: Draws = False, grafts: bool = False) -> Callable[[Rule], Rule]:
+def lowers(*ops: str, draws: Draws = False, grafts: bool = False, bodies: bool = False) -> Callable[[Rule], Rule]:
     """Registers the decorated rule as the lowering of `ops`.
 
     Args:
@@ -45,6 +50,7 @@ def lowers(*ops: str, draws: Draws = False, grafts: bool = False) -> Callable[[R
         draws: The rule draws random numbers and takes `key=`; or a function of the operator's arguments
             that says when it does (it then takes no `key` otherwise).
         grafts: The rule takes `grafts=`.
+        bodies: The rule takes `run=` (see `Lowering`).
 
     Raises:
         ValueError: A name without an overload, or one that has a lowering already.
@@ -61,7 +67,7 @@ def lowers(*ops: str, draws: Draws = False, grafts: bool = False) -> Callable[[R
                 raise ValueError(f"{op!r} is no full overload name such as 'aten.add.Tensor'")
             if op in _TABLE:
                 raise ValueError(f"{op} has a lowering already: {_TABLE[op].rule.__module__}")
-            _TABLE[op] = Lowering(rule, draws, grafts)
+            _TABLE[op] = Lowering(rule, draws, grafts, bodies)
         return rule
 
     return register
@@ -92,7 +98,7 @@ def missing(programs: Iterable[Program]) -> list[OpSite]:
     sites = (
         OpSite(node.op, node.scope, node.source)
         for program in programs
-        for node in program.nodes
+        for node in program.walk()
         if node.op not in _TABLE
     )
     return list(dict.fromkeys(sites))

@@ -16,7 +16,11 @@ SCHEMA_VERSION = 1
 
 def dumps(program: Program) -> str:
     """Canonical JSON: equal Programs give equal text."""
-    body = {
+    return json.dumps(_body(program), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _body(program: Program) -> dict[str, Any]:
+    return {
         "schema": SCHEMA_VERSION,
         "train": program.train,
         "inputs": [[s.name, s.kind, s.target, _type(s.type)] for s in program.inputs],
@@ -28,7 +32,6 @@ def dumps(program: Program) -> str:
         "guards": list(program.guards),
         "aliases": dict(program.aliases),
     }
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def loads(text: str) -> Program:
@@ -103,6 +106,8 @@ def _literal(value: Any) -> Any:
             return {"ref": name}
         case DType(name):
             return {"dtype": name}
+        case Program():
+            return {"program": _body(value)}
         case tuple():
             return [_literal(item) for item in value]
         case complex():
@@ -115,6 +120,7 @@ def _literal(value: Any) -> Any:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "ref": Ref,
     "dtype": DType,
+    "program": lambda body: _program(body),
     "complex": lambda parts: complex(*(_read(part) for part in parts)),
     "float": float,
 }

@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from esper.program.sizes import holds
 from esper.program.tree import Tree
 
+Part = TypeVar("Part")
 Dim = int | str  # a fixed size, or the name of a symbolic one ("s0"), or an expression of such ("2*s0")
 
 
@@ -53,7 +54,7 @@ class Node:
 
     Attributes:
         op: Full overload name, such as "aten.linear.default".
-        args: Refs, literals and (nested) tuples of them.
+        args: Refs, literals, Programs (the bodies of operators that run some) and (nested) tuples of them.
         kwargs: Pairs of name and value.
         outputs: The names this node defines; several for operators that return several tensors.
         multiple: Whether the operator returns a sequence (even of one).
@@ -71,7 +72,11 @@ class Node:
 
     def refs(self) -> Iterator[Ref]:
         """Every value this node reads, in order."""
-        yield from _refs((self.args, tuple(value for _, value in self.kwargs)))
+        yield from _found(Ref, (self.args, tuple(value for _, value in self.kwargs)))
+
+    def bodies(self) -> Iterator[Program]:
+        """Every Program this node runs: branches, loop bodies, backwards."""
+        yield from _found(Program, (self.args, tuple(value for _, value in self.kwargs)))
 
 
 @dataclass(frozen=True)
@@ -162,9 +167,16 @@ class Program:
     def ops(self) -> dict[str, int]:
         """How often each operator occurs."""
         counts: dict[str, int] = {}
-        for node in self.nodes:
+        for node in self.walk():
             counts[node.op] = counts.get(node.op, 0) + 1
         return dict(sorted(counts.items()))
+
+    def walk(self) -> Iterator[Node]:
+        """Every node, those of bodies included."""
+        for node in self.nodes:
+            yield node
+            for body in node.bodies():
+                yield from body.walk()
 
     def bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """Sizes of the symbols for these input shapes.
@@ -194,9 +206,9 @@ class Program:
                 raise BindError(f"the capture assumed {guard}")
 
 
-def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
+def _found(kind: type[Part], value: Any) -> Iterator[Part]:
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, tuple):
         for item in value:
-            yield from _refs(item)
+            yield from _found(kind, item)

@@ -24,6 +24,8 @@ def _lines(program: Program) -> Iterator[str]:
             scope = node.scope
             yield f"  # {scope or '(root)'}"
         yield f"  {_node(program, node)}"
+        for body in node.bodies():
+            yield from (f"    {line}" for line in _lines(body))
     for spec in program.outputs:
         place = f"buffer {spec.target}" if spec.kind == "buffer" else "return"
         yield f"  {place}: {_value(spec.value)}"
@@ -51,6 +53,8 @@ def _value(value: Any) -> str:
             return f"%{name}"
         case DType(name):
             return name
+        case Program():
+            return "<Program below>"
         case tuple():
             return f"({', '.join(map(_value, value))})"
     return repr(value)

@@ -10,7 +10,7 @@ from esper.program.graph import DType, Program, Ref
 
 _INPUT_KINDS = ("param", "buffer", "constant", "user")
 _OUTPUT_KINDS = ("user", "buffer")
-_LITERALS = (bool, int, float, complex, str, DType, Ref, type(None))
+_LITERALS = (bool, int, float, complex, str, DType, Ref, Program, type(None))
 
 
 def verify(program: Program) -> Program:
@@ -20,10 +20,14 @@ def verify(program: Program) -> Program:
         ProgramError: Listing every defect: a value read before it is made, made twice, an unknown
             kind, a literal that is not plain data, an output structure that does not fit.
     """
-    defects = [*_inputs(program), *_nodes(program), *_outputs(program), *_guards(program)]
+    defects = _defects(program)
     if defects:
         raise ProgramError("the Program is not well formed:\n  " + "\n  ".join(defects))
     return program
+
+
+def _defects(program: Program) -> list[str]:
+    return [*_inputs(program), *_nodes(program), *_outputs(program), *_guards(program)]
 
 
 def _inputs(program: Program) -> list[str]:
@@ -39,6 +43,8 @@ def _nodes(program: Program) -> list[str]:
         defects += [f"{node.op} makes %{name} again" for name in node.outputs if name in known]
         defects += [f"{node.op} has an argument that is not plain data: {v!r}" for v in _strange(node.args)]
         defects += [f"{node.op} has an argument that is not plain data: {v!r}" for v in _strange(node.kwargs)]
+        for body in node.bodies():
+            defects += [f"in a body of {node.op}: {defect}" for defect in _defects(body)]
         known.update(node.outputs)
     return defects
 

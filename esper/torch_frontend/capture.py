@@ -10,7 +10,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -18,10 +18,13 @@ import torch
 import torch.fx.experimental._config as shape_config
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from esper.errors import RefusedError, TraceError
 from esper.program import Tree, flatten, unflatten
+from esper.torch_frontend.functions import Function, Joint, joint, known, opaque
+from esper.torch_frontend.gradients import Hooks, keep_gradients
+from esper.torch_frontend.overrides import Overrides, cumulative_batch_norm
 from esper.torch_frontend.places import user_line
 
 PREFIX = "module"  # where the user's module hangs inside `_Flat`
@@ -31,6 +34,10 @@ class Seen:
     """What a captured call showed of itself; an object of its own because export restores module attributes."""
 
     out_tree: Tree
+    assigned: tuple[str, ...]  # buffers that forward replaced; their values follow the outputs
+
+    def __init__(self) -> None:
+        self.calls: dict[str, Function] = {}
 
 
 class _Flat(nn.Module):
@@ -40,18 +47,37 @@ class _Flat(nn.Module):
         super().__init__()
         self.module = module
         self._call = tree
-        self._leaves = leaves  # tensors are None here and come as arguments
+        self._leaves = leaves  # `_TENSOR` where one comes as an argument
         self.seen = Seen()
 
     def forward(self, *tensors: torch.Tensor) -> list[Any]:
-        given = iter(tensors)
+        # A gradient may be taken to any input, as models ask; and the caller's arrays are never written into.
+        given = iter([tensor.clone() for tensor in tensors])
         leaves = [next(given) if leaf is _TENSOR else leaf for leaf in self._leaves]
         args, kwargs = unflatten(self._call, leaves)
-        with _DetachData():
+        held = dict(self.module.named_buffers())
+        with Overrides():
             out = self.module(*args, **kwargs)
+        assigned = _assigned(self.module, held)
         outputs, out_tree = flatten(out, _open_object)
-        self.seen.out_tree = out_tree
-        return outputs
+        self.seen.out_tree, self.seen.assigned = out_tree, tuple(assigned)
+        return [*outputs, *assigned.values()]
+
+
+def _assigned(module: nn.Module, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The buffers that a forward replaced (`self.buffer = value`), which capture would lose; puts the old ones back."""
+    found = {}
+    for name, before in held.items():
+        path, _, own = name.rpartition(".")
+        owner = module.get_submodule(path)
+        now = owner._buffers.get(own)
+        if now is before:
+            continue
+        if now is None:
+            raise RefusedError(f"the forward removes buffer {name!r}: buffers stay; write zeros into it instead")
+        owner._buffers[own] = before
+        found[name] = now.detach()
+    return found
 
 
 _TENSOR = object()
@@ -62,37 +88,66 @@ def flat_call(module: nn.Module, tree: Tree, leaves: Sequence[Any]) -> _Flat:
     return _Flat(module, tree, [_TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
 
 
-def export(flat: _Flat, tensors: Sequence[torch.Tensor], dynamic: frozenset[int]) -> ExportedProgram:
+def export(
+    flat: _Flat, tensors: Sequence[torch.Tensor], dynamic: frozenset[int], hooks: Hooks | None = None
+) -> ExportedProgram:
     """Captures one call.
 
     Args:
         flat: The module, from `flat_call`.
         tensors: Example inputs; their values are not read.
         dynamic: Places of the tensors whose first dimension stays symbolic.
+        hooks: Hooks on parameters, by the parameter's name.
 
     Raises:
         TraceError: The module does something that capture cannot keep.
     """
     shapes = tuple({0: Dim.AUTO} if place in dynamic else None for place in range(len(tensors)))
     dynamic_shapes = (shapes,) if shapes else None
-    with _quiet(), _refusals(), _export_settings():
+    calls = flat.seen.calls
+    _refuse_backward_hooks(flat.module)
+    with _quiet(), _export_settings(), known(calls), _kept_meanings():
         try:
             captured = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic_shapes, strict=False)
         except TraceError:
             raise
         except Exception as error:  # torch.export raises every kind of exception: all become one, with the cause kept
             raise TraceError(_explain(error)) from error
-    _detach_no_grad(captured.graph_module, [])
+    keep_gradients(captured, calls, {f"{PREFIX}.{name}": found for name, found in (hooks or {}).items()})
     return captured
 
 
-def functionalise(captured: ExportedProgram, decompositions: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
-    """In-place updates turned into outputs; the operators in `decompositions` taken apart."""
-    with _quiet(), _export_settings():
+def functionalise(
+    flat: _Flat, captured: ExportedProgram, decompositions: Mapping[Any, Callable[..., Any]]
+) -> tuple[ExportedProgram, dict[str, Joint]]:
+    """In-place updates turned into outputs; the operators in `decompositions` taken apart.
+
+    Returns:
+        The capture, and the graphs of the functions with a backward of their own that stand in it.
+    """
+    calls = flat.seen.calls
+    with _quiet(), _export_settings(), known(calls):
         try:
-            return captured.run_decompositions(dict(decompositions))
+            made = captured.run_decompositions(dict(decompositions))
+            return made, _joints(made.graph_module, calls, decompositions)
+        except TraceError:
+            raise
         except Exception as error:  # as above
             raise TraceError(_explain(error)) from error
+
+
+def _joints(
+    graph_module: torch.fx.GraphModule, calls: Mapping[str, Function], decompositions: Mapping[Any, Any]
+) -> dict[str, Joint]:
+    found: dict[str, Joint] = {}
+    parts = [part for part in graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    for part in parts:
+        for node in part.graph.find_nodes(op="call_function", target=torch.ops.esper.function.default):
+            tensors, name = node.args
+            examples = [tensor.meta["val"] for tensor in tensors]
+            with examples[0].fake_mode:
+                found[name] = joint(calls[name], examples, decompositions)
+    return found
 
 
 @contextmanager
@@ -120,88 +175,97 @@ def _export_settings() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-_READ_DATA = torch.Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
-class _DetachData(TorchFunctionMode):
-    """`tensor.data` reads as `tensor.detach()`, which survives in the graph."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func == _READ_DATA:
-            return args[0].detach()
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What export would drop without a word is refused while it runs."""
-    apply = torch.autograd.Function.__dict__["apply"]
+def _checkpoints_inline() -> Iterator[None]:
+    """Checkpoints run their function in the open: recomputing it is no part of its meaning."""
 
-    def custom(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__.split(".")[0] == "torch":  # torch's own plumbing, of custom operators for one
-            return apply.__get__(None, cls)(*args, **kwargs)
-        raise RefusedError(
-            f"the torch.autograd.Function {cls.__qualname__} is used at {user_line()}: its backward would be lost. "
-            "Write its forward with differentiable operators."
-        )
+    def inline(_cls: type, function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
 
-    def hook(*_args: Any, **_kwargs: Any) -> Any:
-        raise RefusedError(
-            f"a tensor hook is registered at {user_line()}: its effect on gradients would be lost. "
-            "Remove it, or move its effect into the loss."
-        )
+    def plain(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+        yield
 
     with (
-        patch.object(torch.autograd.Function, "apply", classmethod(custom)),
-        patch.object(torch.Tensor, "register_hook", hook),
-        ExitStack() as stack,
+        patch.object(checkpoint.CheckpointFunction, "apply", classmethod(inline)),
+        patch.object(checkpoint, "_checkpoint_without_reentrant_generator", plain),
     ):
-        for function in _custom_functions(torch.autograd.Function):
-            # A model may hold a bound `apply` from before; `forward` is looked up at every call.
-            refuse = staticmethod(lambda *_args, _cls=function, **_kwargs: custom(_cls))
-            stack.enter_context(patch.object(function, "forward", refuse))
         yield
 
 
-def _custom_functions(base: type) -> Iterator[type]:
-    """Every autograd function there is that is not torch's own."""
-    for cls in base.__subclasses__():
-        yield from _custom_functions(cls)
-        if cls.__module__.split(".")[0] != "torch":
-            yield cls
+@contextmanager
+def _inference_is_no_grad() -> Iterator[None]:
+    """What `inference_mode` adds to `no_grad` is speed; a graph can say only `no_grad`."""
+    modes: dict[int, torch.no_grad] = {}
+
+    def enter(self: Any) -> None:
+        if self.mode:
+            modes[id(self)] = torch.no_grad()
+            modes[id(self)].__enter__()
+
+    def leave(self: Any, *error: Any) -> None:
+        if id(self) in modes:
+            modes.pop(id(self)).__exit__(*error)
+
+    with patch.object(torch.inference_mode, "__enter__", enter), patch.object(torch.inference_mode, "__exit__", leave):
+        yield
 
 
-def _detach_no_grad(graph_module: torch.fx.GraphModule, within: list[bool]) -> None:
-    """Puts a `detach` on everything a `no_grad` region computes, before the region is inlined."""
-    for node in list(graph_module.graph.nodes):
-        if node.op == "call_function" and "wrap_with_set_grad_enabled" in str(node.target):
-            enabled, body = node.args[0], getattr(graph_module, node.args[1].target)
-            if enabled and False in within:
-                raise RefusedError(
-                    f"enable_grad inside no_grad at {user_line(node.meta.get('stack_trace')) or 'an unknown place'}: "
-                    "this nesting is not supported; compute that part outside of no_grad."
-                )
-            _detach_no_grad(body, [*within, enabled])
-            if not enabled:
-                _detach_outputs(body)
-    graph_module.recompile()
+@contextmanager
+def _refuse_saved_tensor_hooks() -> Iterator[None]:
+    """Hooks that change what is saved for the backward change gradients; torch's own only move it about."""
+    enter = torch.autograd.graph.saved_tensors_hooks.__enter__
+
+    def refuse(self: Any) -> None:
+        if (
+            type(self).__module__.split(".")[0] == "torch"
+            and type(self) is not torch.autograd.graph.saved_tensors_hooks
+        ):
+            return enter(self)
+        raise RefusedError(
+            f"saved_tensors_hooks at {user_line()} would be lost: a graph saves nothing. Remove them, or put what "
+            "they do to gradients into a torch.autograd.Function."
+        )
+
+    with patch.object(torch.autograd.graph.saved_tensors_hooks, "__enter__", refuse):
+        yield
 
 
-def _detach_outputs(body: torch.fx.GraphModule) -> None:
-    output = next(node for node in body.graph.nodes if node.op == "output")
-    detached: dict[torch.fx.Node, torch.fx.Node] = {}
-    with body.graph.inserting_before(output):
-        for node in output.all_input_nodes:
-            if node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor):
-                new = body.graph.call_function(torch.ops.aten.detach.default, (node,))
-                new.meta = dict(node.meta)
-                detached[node] = new
-    for node, new in detached.items():
-        output.replace_input_with(node, new)
-    body.recompile()
+@contextmanager
+def _refuse_seeding() -> Iterator[None]:
+    """A seed set inside a forward would be ignored: draws come from the call's key."""
+
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
+        raise RefusedError(f"torch.manual_seed at {user_line()}: draws come from the call's `key`. Set that instead.")
+
+    with patch.object(torch, "manual_seed", refuse), patch.object(torch.random, "manual_seed", refuse):
+        yield
+
+
+@contextmanager
+def _kept_meanings() -> Iterator[None]:
+    """What must be in place while a user's forward is traced."""
+    with (
+        opaque(),
+        _checkpoints_inline(),
+        _inference_is_no_grad(),
+        _refuse_saved_tensor_hooks(),
+        _refuse_seeding(),
+        cumulative_batch_norm(),
+    ):
+        yield
+
+
+def _refuse_backward_hooks(module: nn.Module) -> None:
+    """A module's backward hooks see and change gradients at a boundary that the graph does not keep."""
+    for name, sub in module.named_modules():
+        if sub._backward_hooks or sub._backward_pre_hooks:
+            raise RefusedError(
+                f"{name or '(root)'} ({type(sub).__name__}) has a backward hook: its effect on gradients would be "
+                "lost. Remove it, or put a hook on the module's output tensor in forward (Tensor.register_hook)."
+            )
 
 
 def _open_object(value: Any) -> tuple[Any] | None:

@@ -33,9 +33,10 @@ def decompositions(exported: ExportedProgram, supported: Supported) -> dict[Any,
 
 
 def _overloads(exported: ExportedProgram) -> Iterator[torch._ops.OpOverload]:
-    for node in exported.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload):
-            yield node.target
+    for part in exported.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            if isinstance(node.target, torch._ops.OpOverload):
+                yield node.target
 
 
 def _composite(op: torch._ops.OpOverload) -> Decomposition | None:

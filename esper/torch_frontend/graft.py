@@ -29,6 +29,10 @@ def _(output: torch.Tensor, input: torch.Tensor, name: str) -> torch.Tensor:
     return torch.empty_like(output)
 
 
+# For models that differentiate inside their forward.
+graft.register_autograd(lambda _, gradient: (gradient, None, None))
+
+
 @contextmanager
 def markers(layers: Mapping[str, nn.Module]) -> Iterator[None]:
     """While open, every call of one of `layers` leaves a marker with the layer's name."""

@@ -7,13 +7,17 @@ touches, which cost address space and no memory. The user's module is never held
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CellType, FunctionType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from esper.errors import WrapError
+from esper.errors import DTypeError, WrapError
 
 
 def skeleton(module: nn.Module) -> nn.Module:
@@ -23,17 +27,60 @@ def skeleton(module: nn.Module) -> nn.Module:
         WrapError: The module holds something that cannot be copied.
     """
     memo: dict[int, object] = {}
-    for tensor in _registered(module):
-        memo[id(tensor)] = _hollow(tensor)
+    for name, tensor in _registered(module):
+        memo[id(tensor)] = _hollow(name, tensor)
     for tensor in _computed(module):
         memo.setdefault(id(tensor), tensor.detach().clone())
     try:
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
+        _rebind(copied, memo)
+        return copied
     except Exception as error:  # deepcopy runs the user's own code, which may raise anything
         raise WrapError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}); "
             "wrap keeps a copy of the module's structure: give the attribute that fails a __deepcopy__, or remove it"
         ) from error
+
+
+def _rebind(copied: nn.Module, memo: dict[int, object]) -> None:
+    """Makes hooks and functions held by the copy close over the copy, where deepcopy leaves them with the original."""
+    for sub in copied.modules():
+        holders: tuple[Any, ...] = (vars(sub), sub._forward_hooks, sub._forward_pre_hooks)
+        for holder in holders:
+            for key, value in list(holder.items()):
+                if isinstance(value, FunctionType):
+                    holder[key] = _rebound(value, memo)
+
+
+def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
+    known = memo.get(id(function))
+    if isinstance(known, FunctionType):
+        return known
+    memo[id(function)] = function  # a function may close over itself
+    cells = [cell for cell in function.__closure__ or () if _content(cell) is not None]
+    if not any(isinstance(_content(cell), FunctionType) or id(_content(cell)) in memo for cell in cells):
+        return function
+    closure = tuple(_moved(cell, memo) for cell in function.__closure__ or ())
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    memo[id(function)] = made
+    return made
+
+
+def _content(cell: CellType) -> object:
+    """What a closure's cell holds; None for a cell that is not filled yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _moved(cell: CellType, memo: dict[int, object]) -> CellType:
+    held = _content(cell)
+    if isinstance(held, FunctionType):
+        return CellType(_rebound(held, memo))
+    return CellType(memo[id(held)]) if held is not None and id(held) in memo else cell
 
 
 def modes(module: nn.Module) -> dict[str, bool]:
@@ -44,21 +91,51 @@ def modes(module: nn.Module) -> dict[str, bool]:
 def set_mode(module: nn.Module, train: bool, modes_at_wrap: dict[str, bool]) -> None:
     """Puts every submodule in training or evaluation mode.
 
-    A module that was wrapped in training mode keeps the flags it had, submodule by submodule, so a part
-    that the user had put in evaluation mode stays there.
+    In the mode that the module was wrapped in, every submodule keeps the flag it had then: a part that the user
+    had put in the other mode stays there.
     """
     module.train(train)
-    if train and modes_at_wrap.get("", False):
+    if train == modes_at_wrap.get(""):
         for name, sub in module.named_modules(remove_duplicate=False):
             sub.training = modes_at_wrap.get(name, sub.training)
 
 
-def _registered(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Puts Python numbers and flags that a forward changes back at the end, and says so: a capture runs it once."""
+    before = [(path, sub, _plain(sub)) for path, sub in module.named_modules()]
+    try:
+        yield
+    finally:
+        changed = []
+        for path, sub, values in before:
+            now = _plain(sub)
+            names = [name for name in values if now.get(name) != values[name]]
+            changed += [f"{path}.{name}".lstrip(".") for name in names if not isinstance(values[name], bool)]
+            vars(sub).update({name: values[name] for name in names})
+    if changed:
+        warnings.warn(
+            f"the forward changes Python numbers of the module ({', '.join(changed)}): every call sees the value that "
+            "they had at wrapping. Keep what changes in a buffer.",
+            stacklevel=2,
+        )
 
 
-def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+def _plain(module: nn.Module) -> dict[str, int | float]:
+    """Numbers and flags among the attributes, `training` aside, which is the caller's."""
+    held = vars(module).items()
+    return {name: value for name, value in held if isinstance(value, int | float) and name != "training"}
+
+
+def _registered(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not is_lazy(tensor) and (tensor.layout is not torch.strided or tensor.is_quantized):
+        kind = "quantized" if tensor.is_quantized else str(tensor.layout)
+        raise DTypeError(f"{name} is a {kind} tensor, which XLA does not have: make it dense before wrapping")
     if is_lazy(tensor):
         raise WrapError("the module has lazy parameters that are not initialised: call it once before wrapping it")
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from esper.errors import RefusedError, TraceError
+from esper.errors import RefusedError, TraceError, WrapError
 from esper.program import BindError, LayerSite, Program, Signature, Static, TensorType
 from esper.torch_frontend import capture
 from esper.torch_frontend.arrays import exportable, to_torch
 from esper.torch_frontend.blueprints import build
 from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
-from esper.torch_frontend.skeleton import modes, set_mode, skeleton
+from esper.torch_frontend.skeleton import modes, restored, set_mode, skeleton
 from esper.torch_frontend.translate import translate
 
 
@@ -37,6 +37,21 @@ class Sprout:
     params: Mapping[str, torch.Tensor]
     placement: str
     options: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way to capture a call.
+
+    Attributes:
+        dynamic: Places of the tensors whose first dimension stays symbolic.
+        requires_grad: Whether floating inputs require a gradient.
+        narrow: Whether int64 inputs are taken for int32.
+    """
+
+    dynamic: frozenset[int] = frozenset()
+    requires_grad: bool = True
+    narrow: bool = False
 
 
 _LOG = logging.getLogger(__name__)
@@ -71,6 +86,7 @@ class TorchSource:
         self._signatures: list[Signature] = []
         self._narrowed_from = {} if wide else _wide_tensors(module)
         self._aliases = aliases(self.module)
+        self._hooks = _parameter_hooks(module)
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -130,35 +146,48 @@ class TorchSource:
         return Sprout(source, params, entry.placement, tuple(sorted({**entry.options, **options}.items())))
 
     def _capture(self, signature: Signature) -> Program:
-        try:
-            program = self._trace(signature, signature.batch_leaves())
-            if _covers(program, signature):
-                return program
-        except RefusedError:
-            raise
-        except TraceError as error:
-            if not signature.batch_leaves():
+        found: TraceError | None = None
+        for attempt in self._attempts(signature):
+            try:
+                program = self._trace(signature, attempt)
+                if _covers(program, signature):
+                    return program
+            except RefusedError:
                 raise
-            _LOG.debug("no symbolic batch, fixed sizes are tried: %s", error)
-        # Some models fix the batch size, or assume it is not 1: the same call with its own sizes decides.
-        return self._trace(signature, frozenset())
+            except TraceError as error:
+                _LOG.debug("this capture failed, the next is tried: %s", error)
+                found = error if found is None or not attempt.narrow else found
+        assert found is not None  # a capture of the call's own sizes covers it
+        raise found
 
-    def _trace(self, signature: Signature, dynamic: frozenset[int]) -> Program:
-        tensors = [_example(t, place in dynamic) for place, t in enumerate(signature.tensors)]
+    def _attempts(self, signature: Signature) -> Iterator[_Attempt]:
+        """Ways to capture a call, the most useful first."""
+        if signature.batch_leaves():
+            yield _Attempt(signature.batch_leaves())
+        # Some models fix the batch size, or assume it is not 1: the same call with its own sizes decides.
+        yield _Attempt()
+        yield _Attempt(requires_grad=False)  # some operators take no gradient to an input, and say so early
+        if not self.wide and any(kind.dtype == "int64" for kind in signature.tensors):
+            yield _Attempt(requires_grad=False, narrow=True)  # JAX's int32 may be torch's int32 after all
+
+    def _trace(self, signature: Signature, attempt: _Attempt) -> Program:
+        tensors = [_example(kind, place in attempt.dynamic, attempt) for place, kind in enumerate(signature.tensors)]
         given = iter(tensors)
         leaves = [leaf.value if isinstance(leaf, Static) else next(given) for leaf in signature.leaves]
         flat = capture.flat_call(self._prepared(signature.train), signature.tree, leaves)
         named = {name: self.module.get_submodule(name) for name in self.layers}
-        with markers(named):
-            exported = capture.export(flat, tensors, dynamic)
-        exported = capture.functionalise(exported, decompositions(exported, self._supported))
+        with restored(flat.module), markers(named):
+            exported = capture.export(flat, tensors, attempt.dynamic, self._hooks)
+        exported, functions = capture.functionalise(flat, exported, decompositions(exported, self._supported))
         program = translate(
             exported,
             out_tree=flat.seen.out_tree,
+            assigned=flat.seen.assigned,
             leaf_names=_leaf_names(signature, leaves),
             aliases=self._aliases,
             train=signature.train,
-            constant_name=self._constant,
+            named=lambda tensor: self._named(flat.module, tensor),
+            functions=functions,
         )
         self.traces += 1
         return program
@@ -167,11 +196,21 @@ class TorchSource:
         set_mode(self.module, train, self.modes)
         return self.module if self.wide else narrowed(self.module)
 
+    def _named(self, module: nn.Module, tensor: torch.Tensor) -> tuple[str, str]:
+        """The kind and name of a closed-over tensor; functions may close over parameters."""
+        for kind, registered in (("param", module.named_parameters()), ("buffer", module.named_buffers())):
+            for name, held in registered:
+                if held is tensor:
+                    return kind, name
+        return "constant", self._constant(tensor)
+
     def _constant(self, tensor: torch.Tensor) -> str:
         """The name under which a closed-over tensor is held: the same tensor has one name."""
         for name, held in self.constants.items():
             if held is tensor:
                 return name
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # pyright: ignore[reportAttributeAccessIssue]
+            raise TraceError("a torch.func transform inside the forward leaves values that a capture cannot keep")
         name = f"constant_{len(self.constants)}"
         self.constants[name] = tensor
         return name
@@ -210,6 +249,18 @@ def _tensors_in(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors_in(item, f"{path}.{key}")
 
 
+def _parameter_hooks(module: nn.Module) -> dict[str, list[Any]]:
+    """The hooks that were put on parameters, by the parameter's name; copies of a parameter have none."""
+    named = dict(module.named_parameters())
+    for name, parameter in named.items():
+        if getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise WrapError(
+                f"parameter {name!r} has a post-accumulate-grad hook: JAX has no place where gradients accumulate. "
+                "Remove the hook and do its work in the training step."
+            )
+    return {name: list(p._backward_hooks.values()) for name, p in named.items() if p._backward_hooks}
+
+
 def _wide_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of the 64-bit floats, which narrowing would round."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -235,11 +286,13 @@ def _covers(program: Program, signature: Signature) -> bool:
     return True
 
 
-def _example(kind: TensorType, dynamic: bool) -> torch.Tensor:
+def _example(kind: TensorType, dynamic: bool, attempt: _Attempt) -> torch.Tensor:
     shape = [int(size) for size in kind.shape]
     if dynamic:
         shape[0] = max(shape[0], 2)
-    return torch.zeros(shape, dtype=getattr(torch, kind.dtype))
+    dtype = torch.int32 if attempt.narrow and kind.dtype == "int64" else getattr(torch, kind.dtype)
+    differentiable = attempt.requires_grad and (dtype.is_floating_point or dtype.is_complex)
+    return torch.zeros(shape, dtype=dtype, requires_grad=differentiable)
 
 
 def _leaf_names(signature: Signature, leaves: Sequence[Any]) -> list[str]:

@@ -45,7 +45,7 @@ def find_layers(module: nn.Module, targets: Sequence[Target] | Target | None) ->
     Args:
         module: The user's module; it may itself be a target, under the name "".
         targets: Types (subclasses match), names, globs over names, predicates of (name, module), or a
-            mixture; None for every linear and convolution layer; an empty sequence for none.
+            mixture; None for every linear and convolution layer with torch's own forward; an empty sequence for none.
 
     Raises:
         TargetError: An explicit target matches nothing; the message lists the layer types present.
@@ -77,8 +77,11 @@ def describe(name: str, layer: nn.Module) -> LayerSite:
 
 
 def _is_default(layer: nn.Module) -> bool:
-    # MultiheadAttention reads the weight of its output projection without ever calling it.
-    return isinstance(layer, DEFAULT) and not isinstance(layer, NonDynamicallyQuantizableLinear)
+    # MultiheadAttention reads the weight of its output projection without ever calling it; a forward of the
+    # user's own (a router's, say) may take and return other things than one tensor.
+    if not isinstance(layer, DEFAULT) or isinstance(layer, NonDynamicallyQuantizableLinear):
+        return False
+    return (type(layer).forward.__module__ or "").startswith("torch.nn.modules")
 
 
 def _matches(target: Target, name: str, layer: nn.Module) -> bool:

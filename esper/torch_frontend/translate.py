@@ -13,14 +13,19 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.export.graph_signature import InputSpec as TorchInput
+from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
 from esper.errors import RefusedError, TraceError
-from esper.program import DType, InputSpec, Node, OutputSpec, Program, Ref, TensorType, Tree, verify
+from esper.program import DType, InputSpec, Node, OutputSpec, Program, Ref, TensorType, Tree, flatten, verify
 from esper.program.sizes import check
 from esper.torch_frontend.capture import PREFIX
+from esper.torch_frontend.functions import FUNCTION, Joint
+from esper.torch_frontend.graft import GRAFT
 from esper.torch_frontend.places import user_line
+from esper.torch_frontend.strides import check_memory
 
+Named = Callable[[torch.Tensor], tuple[str, str]]
 _PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "generator")
 _KINDS = {
     InputKind.PARAMETER: "param",
@@ -44,33 +49,37 @@ def translate(
     exported: ExportedProgram,
     *,
     out_tree: Tree,
+    assigned: Sequence[str],
     leaf_names: Sequence[str],
     aliases: Mapping[str, str],
     train: bool,
-    constant_name: Callable[[torch.Tensor], str],
+    named: Named,
+    functions: Mapping[str, Joint],
 ) -> Program:
     """The Program of a functionalised export.
 
     Args:
         exported: What `functionalise` returned.
         out_tree: Structure of the module's outputs.
+        assigned: Buffers whose new values follow the module's outputs.
         leaf_names: A readable place for each tensor input.
         aliases: Tied names, {alias: canonical}.
         train: Mode of the capture.
-        constant_name: Names a tensor the graph closes over.
+        named: The kind and name of a tensor the graph closes over.
+        functions: The functions with a backward of their own, by the name of their stand-in.
     """
     nodes = list(exported.graph.nodes)
     specs = dict(zip([n for n in nodes if n.op == "placeholder"], exported.graph_signature.input_specs, strict=True))
-    builder = _Builder(aliases, iter(leaf_names), lambda name: constant_name(_constant(exported, name)))
+    builder = _Builder(aliases, iter(leaf_names), named, functions, exported.constants)
     for fx_node in nodes:
         if fx_node.op == "placeholder":
             builder.add_input(fx_node, specs[fx_node])
         elif fx_node.op == "call_function":
             builder.add_node(fx_node)
         elif fx_node.op == "output":
-            builder.add_outputs(fx_node, exported)
-        elif fx_node.op != "get_attr":
-            raise TraceError(f"unexpected {fx_node.op} node {fx_node.name} in the exported graph")
+            builder.add_outputs(fx_node, exported, assigned)
+        else:
+            builder.add_body(fx_node)
     guards = [*_guards(exported), *builder.squeezed()]
     program = Program(
         inputs=tuple(builder.inputs),
@@ -85,6 +94,34 @@ def translate(
     )
     _check_dtypes(program)
     return verify(program)
+
+
+def _body(graph_module: GraphModule, functions: Mapping[str, Joint]) -> Program:
+    """The Program of a graph that another one runs: a branch, a loop's body, a backward."""
+    builder = _Builder({}, iter(()), _nothing_named, functions, {})
+    for fx_node in graph_module.graph.nodes:
+        if fx_node.op == "placeholder":
+            builder.add_operand(fx_node)
+        elif fx_node.op == "call_function":
+            builder.add_node(fx_node)
+        elif fx_node.op == "output":
+            builder.add_results(fx_node)
+        else:
+            builder.add_body(fx_node)
+    return Program(
+        inputs=tuple(builder.inputs),
+        nodes=_live(builder.nodes, builder.outputs),
+        outputs=tuple(builder.outputs),
+        out_tree=flatten([0] * len(builder.outputs))[1],
+        types=builder.types,
+    )
+
+
+def _nothing_named(tensor: torch.Tensor) -> tuple[str, str]:
+    raise TraceError(
+        f"a branch, a loop or the backward of a function closes over a tensor of shape {tuple(tensor.shape)}: "
+        "give it as an argument"
+    )
 
 
 def _check_dtypes(program: Program) -> None:
@@ -103,13 +140,19 @@ class _Builder:
     """Collects the parts of a Program while the graph is walked."""
 
     def __init__(
-        self, aliases: Mapping[str, str], leaf_names: Iterator[str], constant_name: Callable[[str], str]
+        self,
+        aliases: Mapping[str, str],
+        leaf_names: Iterator[str],
+        named: Named,
+        functions: Mapping[str, Joint],
+        constants: Mapping[str, Any],
     ) -> None:
         self.inputs: list[InputSpec] = []
         self.nodes: list[Node] = []
         self.outputs: list[OutputSpec] = []
         self.types: dict[str, TensorType] = {}
-        self._aliases, self._leaf_names, self._constant_name = aliases, leaf_names, constant_name
+        self._aliases, self._leaf_names, self._named = aliases, leaf_names, named
+        self._functions, self._constants = functions, constants
         self._values: dict[FxNode, Any] = {}
         self._holders: dict[tuple[str, str], str] = {}
         self._symbols: dict[str, str] = {}
@@ -118,13 +161,16 @@ class _Builder:
     def add_input(self, fx_node: FxNode, spec: TorchInput) -> None:
         kind = _KINDS.get(spec.kind)
         if kind is None:
-            raise TraceError(f"an input of kind {spec.kind.name} cannot be carried: {spec.target}")
+            raise TraceError(
+                f"the forward uses an object of kind {spec.kind.name} ({_strip(spec.target or '')}), which cannot be "
+                "carried; a torch.Generator, for one: draws come from the call's `key`"
+            )
         found = _tensor_type(fx_node.meta["val"])
         target = next(self._leaf_names) if kind == "user" else _strip(spec.target or "")
         if kind == "user":
             self._note_symbols(found)
         elif kind == "constant":
-            target = self._constant_name(spec.target or "")
+            kind, target = self._named(_constant(self._constants, spec.target or ""))
         target = self._aliases.get(target, target) if kind in ("param", "buffer") else target
         holder = self._holders.setdefault((kind, target), fx_node.name)
         self._values[fx_node] = Ref(holder)
@@ -132,11 +178,37 @@ class _Builder:
             self.types[fx_node.name] = found
             self.inputs.append(InputSpec(fx_node.name, kind, target, found))
 
+    def add_operand(self, fx_node: FxNode) -> None:
+        """An input of a body: a tensor or a size."""
+        value = fx_node.meta["val"]
+        found = _tensor_type(value) if isinstance(value, torch.Tensor) else TensorType((), "int64")
+        self._values[fx_node] = Ref(fx_node.name)
+        self.types[fx_node.name] = found
+        self.inputs.append(InputSpec(fx_node.name, "user", fx_node.name, found))
+
+    def add_body(self, fx_node: FxNode) -> None:
+        """A graph that an operator will run."""
+        owner = fx_node.graph.owning_module
+        found = owner.get_submodule(str(fx_node.target)) if owner is not None and fx_node.op == "get_attr" else None
+        if not isinstance(found, GraphModule):
+            raise TraceError(f"unexpected {fx_node.op} node {fx_node.name} in the exported graph")
+        self._values[fx_node] = _body(found, self._functions)
+
+    def add_results(self, fx_node: FxNode) -> None:
+        """What a body ends with."""
+        value = fx_node.args[0]
+        for result in value if isinstance(value, list | tuple) else [value]:
+            self.outputs.append(OutputSpec("user", self._literal(result)))
+
     def add_node(self, fx_node: FxNode) -> None:
         if fx_node.target is operator.getitem:
             source, index = fx_node.args
             self._values[fx_node] = self._values[source][index]  # type: ignore[index]
             return
+        if fx_node.target is torch.ops.aten.clone.default and self._is_input(fx_node.args[0]):
+            self._values[fx_node] = self._values[fx_node.args[0]]  # type: ignore[index]
+            return
+        check_memory(fx_node)
         value = fx_node.meta.get("val")
         multiple = isinstance(value, list | tuple)
         members = list(value) if multiple else [value]
@@ -148,7 +220,7 @@ class _Builder:
         self.nodes.append(
             Node(
                 op=op_name(fx_node.target),
-                args=self._literal(tuple(fx_node.args)),
+                args=self._arguments(fx_node),
                 kwargs=tuple((k, self._literal(v)) for k, v in fx_node.kwargs.items() if k not in _PLACEMENT),
                 outputs=tuple(names),
                 multiple=multiple,
@@ -157,7 +229,32 @@ class _Builder:
             )
         )
 
-    def add_outputs(self, fx_node: FxNode, exported: ExportedProgram) -> None:
+    def _is_input(self, source: Any) -> bool:
+        """Whether `source` is one of the caller's tensors, which the capture copied first."""
+        value = self._values.get(source)
+        return isinstance(value, Ref) and any(held.name == value.name and held.kind == "user" for held in self.inputs)
+
+    def _arguments(self, fx_node: FxNode) -> tuple[Any, ...]:
+        if op_name(fx_node.target) != FUNCTION:
+            return self._literal(tuple(fx_node.args))
+        tensors, name = fx_node.args
+        found = self._functions[str(name)]
+        bodies = (_body(found.forward, self._functions), _body(found.backward, self._functions))
+        if any(node.op == GRAFT for body in bodies for node in body.walk()):
+            raise RefusedError(f"a layer with seeds runs inside {name}: leave it out of target_layers")
+        constants = tuple(self._constant(tensor) for tensor in found.constants)
+        return ((*self._literal(tensors), *constants), *bodies, found.outputs, found.graded)
+
+    def _constant(self, tensor: torch.Tensor) -> Ref:
+        """A tensor that a function closes over, as an input of the Program."""
+        kind, target = self._named(tensor)
+        name = self._holders.setdefault((kind, target), f"{kind}_{len(self.inputs)}")
+        if name not in self.types:
+            self.types[name] = _tensor_type(tensor)
+            self.inputs.append(InputSpec(name, kind, target, self.types[name]))
+        return Ref(name)
+
+    def add_outputs(self, fx_node: FxNode, exported: ExportedProgram, assigned: Sequence[str]) -> None:
         for value, spec in zip(fx_node.args[0], exported.graph_signature.output_specs, strict=True):  # type: ignore[arg-type]
             if spec.kind is OutputKind.USER_OUTPUT:
                 self.outputs.append(OutputSpec("user", self._literal(value)))
@@ -166,9 +263,18 @@ class _Builder:
                 self.outputs.append(OutputSpec("buffer", self._literal(value), self._aliases.get(target, target)))
             else:
                 raise RefusedError(
-                    f"the forward writes into {_strip(spec.target or '')!r} in place ({spec.kind.name}); "
-                    "JAX arrays are immutable: clone it in forward first"
+                    f"the forward writes into {_strip(spec.target or '')!r} in place ({spec.kind.name}), "
+                    "which the optimizer owns: write into a buffer, or compute the new value instead"
                 )
+        for place, name in zip(range(-len(assigned), 0), assigned, strict=True):
+            self.outputs[place] = self._as_buffer(self.outputs[place], self._aliases.get(name, name))
+
+    def _as_buffer(self, spec: OutputSpec, name: str) -> OutputSpec:
+        if not any(held.kind == "buffer" and held.target == name for held in self.inputs):
+            found = self.types[spec.value.name]
+            self.inputs.append(InputSpec(f"buffer_{len(self.inputs)}", "buffer", name, found))
+            self.types[self.inputs[-1].name] = found
+        return OutputSpec("buffer", spec.value, name)
 
     def squeezed(self) -> list[str]:
         """Guards that keep symbolic sizes from being 1 where a squeeze would drop them."""
@@ -214,8 +320,8 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _constant(exported: ExportedProgram, name: str) -> torch.Tensor:
-    found = exported.constants[name]
+def _constant(constants: Mapping[str, Any], name: str) -> torch.Tensor:
+    found = constants[name]
     if not isinstance(found, torch.Tensor):
         raise TraceError(f"the model closes over {name}, a {type(found).__name__}, which cannot be carried")
     return found
@@ -253,7 +359,10 @@ def _guards(exported: ExportedProgram) -> list[str]:
     guards = []
     for code in getattr(exported, "_guards_code", None) or []:
         text = ast.unparse(_GuardSizes().visit(ast.parse(code, mode="eval")))
-        check(text)
+        try:
+            check(text)
+        except ValueError as error:
+            raise TraceError(f"the capture holds only if {text}, which is more than a condition on sizes") from error
         guards.append(text)
     return guards
 

@@ -2,11 +2,15 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 import torch.nn.functional as F
 from parity_checks import check
 from torch import nn
+
+from esper.jax_backend.registry import lowering
 
 KINKS = torch.tensor([-100.0, -6.0, -3.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 3.0, 6.0, 21.0, 100.0])
 ACTIVATIONS = {
@@ -39,6 +43,13 @@ ACTIVATIONS = {
     "tanhshrink": F.tanhshrink,
     "threshold": lambda x: F.threshold(x, 0.5, -7.0),
 }
+
+
+def test_rrelu_draws_slopes():
+    check(lambda x: F.rrelu(x, 0.25, 0.25, training=True), KINKS, key=jax.random.key(0))
+    drawn = lowering("aten.rrelu.default").rule(-jnp.ones(1000), 0.1, 0.3, True, key=jax.random.key(0))
+    assert -0.3 <= float(drawn.min()) < -0.28
+    assert -0.12 < float(drawn.max()) <= -0.1
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

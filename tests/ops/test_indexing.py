@@ -60,10 +60,34 @@ def test_scatter_reduce(reduce, include_self):
     def run(x, src):
         return x.scatter_reduce(1, PLACES, src, reduce, include_self=include_self)
 
-    # Ties at 2, so that the shares of amax and amin show. JAX has no gradient of a product over repeated indices.
+    # Ties at 2, so that the shares of amax and amin show; zeros alone and in company.
     src = torch.tensor([[[2.0, 2.0, 0.5, 2.0]], [[1.5, 1.5, -1.0, 3.0]]])
-    check(run, X, src, gradients=reduce != "prod")
+    check(run, X, src)
     check(run, X.long(), src.long())
+    check(run, X, torch.tensor([[[0.0, 1.0, 3.0, 2.0]], [[0.0, 0.0, 0.0, 2.0]]]))
+    if reduce in ("amax", "amin"):
+        check(run, torch.where(X > 1, torch.inf, X), torch.where(src > 1, torch.inf, src))
+
+
+@pytest.mark.parametrize("reduce", ["prod", "mean", "amax", "amin"])
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.filterwarnings("ignore:index_reduce")
+def test_index_reduce(reduce, include_self):
+    rows = torch.tensor([2, 0, 2, 2])
+
+    def run(x, src):
+        return x.index_reduce(1, rows, src, reduce, include_self=include_self)
+
+    src = torch.tensor([[[2.0, 0.0, -1.0, 0.5]], [[2.0, 0.0, 0.0, 1.5]]]).repeat(1, 4, 1) + rows[:, None] // 2
+    check(run, X, src)
+    check(run, X.long(), src.long())
+    check(lambda x, s: x.index_reduce(0, rows[1], s, reduce, include_self=include_self), X[0, 0, 0], X[0, 0, 1])
+
+
+def test_nonzero_static():
+    x = torch.tensor([[1, 0, 2], [0, 3, 4]])
+    check(lambda x: (x.nonzero_static(size=2), x.nonzero_static(size=6, fill_value=7)), x)
+    check(lambda x: x.nonzero_static(size=2), torch.tensor(3.0))
 
 
 SCALARS = {

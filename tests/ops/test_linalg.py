@@ -1,4 +1,4 @@
-"""Factorisations against eager torch."""
+"""Determinants, inverses and systems of equations against eager torch."""
 
 import pytest
 import torch
@@ -20,44 +20,33 @@ def positive(x):
     return x @ x.mT + torch.eye(x.shape[-1])
 
 
-def signless(u):
-    """What does not depend on the signs of the columns, which are the factorisation's choice."""
-    return u * u.sum(-2, keepdim=True)
-
-
-def svd(x, full):
-    u, s, vh = linalg.svd(x, full)
-    return s, signless(u[..., : s.shape[-1]]), signless(vh.mT[..., : s.shape[-1]])
-
-
-def eigh(x):
-    values, vectors = linalg.eigh(positive(x))
-    return values, signless(vectors)
-
-
 CASES = [
-    ("cholesky", lambda x: linalg.cholesky(positive(x)), [rand(2, 3, 3)]),
-    ("cholesky-solve", lambda x, b: torch.cholesky_solve(b, linalg.cholesky(positive(x))), [rand(3, 3), rand(3, 2)]),
-    ("cholesky-upper", lambda x: linalg.cholesky(positive(x), upper=True), [rand(3, 3)]),
     ("det", linalg.det, [regular(2, 3, 3)]),
+    ("det-none", linalg.det, [rand(0, 0)]),
     ("det-one", linalg.det, [regular(1, 1)]),
-    ("eigh", eigh, [rand(3, 3)]),
-    ("eigvalsh", lambda x: linalg.eigvalsh(positive(x), "U"), [rand(2, 3, 3)]),
     ("inv", linalg.inv, [regular(2, 3, 3)]),
+    ("inv-ex", linalg.inv_ex, [regular(2, 3, 3)]),
     ("inverse", torch.inverse, [regular(3, 3)]),
     ("logdet", lambda x: torch.logdet(positive(x)), [rand(2, 3, 3)]),
+    ("logdet-complex", torch.logdet, [regular(3, 3) + 1j * rand(3, 3)]),
     ("matrix-exp", torch.matrix_exp, [rand(2, 3, 3)]),
     ("matrix-power", lambda x: linalg.matrix_power(x, 3), [rand(2, 3, 3)]),
     ("matrix-power-negative", lambda x: linalg.matrix_power(x, -2), [regular(3, 3)]),
-    ("qr", linalg.qr, [rand(2, 4, 3)]),
+    ("pinv", linalg.pinv, [rand(2, 4, 3)]),
+    ("pinv-atol", lambda x: linalg.pinv(x, atol=1.5), [rand(3, 4)]),
+    ("pinv-hermitian", lambda x: linalg.pinv(x, hermitian=True), [regular(3, 3)]),
+    ("pinv-none", linalg.pinv, [rand(2, 3, 0)]),
+    ("pinv-rcond", lambda x: torch.ops.aten.linalg_pinv.rcond_tensor(x, torch.tensor([0.5, 0.01])), [rand(2, 3, 4)]),
+    ("pinv-rtol", lambda x: linalg.pinv(x, rtol=torch.tensor([0.5, 0.01])), [rand(2, 3, 4)]),
+    ("pinverse", torch.pinverse, [rand(4, 3)]),
     ("slogdet", linalg.slogdet, [regular(2, 3, 3)]),
     ("solve", linalg.solve, [regular(2, 3, 3), rand(2, 3, 2)]),
+    ("solve-ex", linalg.solve_ex, [regular(2, 3, 3), rand(2, 3, 2)]),
     ("solve-right", lambda a, b: linalg.solve(a, b, left=False), [regular(3, 3), rand(2, 3)]),
     ("solve-vector", linalg.solve, [regular(3, 3), rand(3)]),
     ("solve-vectors", linalg.solve, [regular(2, 3, 3), rand(2, 3)]),
     ("solve-broadcast", linalg.solve, [regular(3, 3), rand(2, 3, 2)]),
-    ("svd", lambda x: svd(x, False), [rand(2, 4, 3)]),
-    ("svdvals", linalg.svdvals, [rand(2, 3, 4)]),
+    ("tensorinv", lambda x: linalg.tensorinv(x, ind=1), [rand(6, 2, 3)]),
     ("triangular", lambda a, b: linalg.solve_triangular(a, b, upper=True), [regular(3, 3), rand(3, 2)]),
     (
         "triangular-right",
@@ -77,6 +66,7 @@ def test_negative_determinant_has_no_logarithm():
     check(torch.logdet, torch.diag(torch.tensor([1.0, -2.0])), gradients=False)
 
 
-def test_full_factors():
-    check(lambda x: (linalg.svd(x)[1], linalg.qr(x, "complete")[1]), rand(4, 3), gradients=False)
-    check(lambda x: linalg.qr(x, "r")[1], rand(4, 3), gradients=False)
+def test_a_singular_matrix_is_told():
+    singular = torch.stack([torch.ones(2, 2), torch.eye(2), torch.zeros(2, 2)])
+    check(lambda a: linalg.inv_ex(a).info, singular, gradients=False)
+    check(lambda a: linalg.solve_ex(a, a).info, singular, gradients=False)

@@ -75,6 +75,21 @@ def test_product(function, shapes, dtype):
     check(function, *several(*shapes, dtype=dtype))
 
 
+ENDS = torch.tensor([2, 2, 8], dtype=torch.int32)  # the second group is empty
+GROUPED = [
+    ("batches", None, [(3, 2, 8), (3, 8, 8)]),
+    ("columns", ENDS, [(3, 4, 8), (8, 8)]),
+    ("rows", ENDS, [(8, 8), (3, 8, 8)]),
+    ("summands", ENDS, [(4, 8), (8, 8)]),
+]
+
+
+@pytest.mark.parametrize(("offs", "shapes"), [g[1:] for g in GROUPED], ids=[g[0] for g in GROUPED])
+def test_grouped_product(offs, shapes):
+    # Torch's own shape rule, which captures use, knows this dtype only.
+    check(lambda a, b: F.grouped_mm(a, b, offs=offs), *several(*shapes, dtype=torch.bfloat16))
+
+
 INTEGER = [
     ("addmm", lambda x, a, b: torch.addmm(x, a, b, beta=3, alpha=2), [(2, 2), (2, 3), (3, 2)]),
     ("einsum", lambda a, b: torch.einsum("ij,jk->ik", a, b), [(2, 3), (3, 2)]),
@@ -125,3 +140,24 @@ def test_16_bit_sums_do_not_saturate():
 def test_modules(bias):
     check(nn.Linear(3, 4, bias=bias), rand(2, 3))
     check(nn.Bilinear(3, 4, 5, bias=bias), rand(2, 3), rand(2, 4))
+
+
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_scaled_product(out):
+    x, y = (torch.linspace(-300, 400, 64).view(4, 16).to(torch.float8_e4m3fn) for _ in range(2))
+
+    def run(x, y, a, b):
+        return torch._scaled_mm(x, y.T, a, b, out_dtype=out, scale_result=None).to(torch.float32)
+
+    check(run, x, y, torch.tensor(0.5), torch.tensor(0.01), gradients=False)
+
+
+def test_scaled_product_by_rows():
+    x, y = (torch.linspace(-2, 3, 64).view(4, 16).to(torch.float8_e4m3fn) for _ in range(2))
+    scales = torch.arange(1.0, 5.0)[:, None], torch.arange(1.0, 5.0)[None]
+    rows = F.ScalingType.RowWise
+
+    def run(x, y, a, b):
+        return F.scaled_mm(x, y.T, a, rows, b, rows, output_dtype=torch.bfloat16)
+
+    check(run, x, y, *scales, gradients=False)

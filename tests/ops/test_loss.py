@@ -170,6 +170,18 @@ def test_multilabel_margin(reduction):
     target = torch.tensor([[3, 0, -1, 1], [-1, 2, 2, 2], [0, 1, 2, 3]])
     check(lambda x, t: F.multilabel_margin_loss(x, t, reduction=reduction), rand(3, 4), target)
     check(lambda x, t: F.multilabel_margin_loss(x, t, reduction=reduction), rand(4), target[0])
+    check(lambda x, t: F.multilabel_margin_loss(x, t, reduction=reduction), rand(4)[0], torch.tensor(0))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_linear_cross_entropy_in_chunks(reduction):
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)
+
+    def run(x, weight, bias, t):
+        return F.linear_cross_entropy(x, weight, t, linear_bias=bias, reduction=reduction, options=options)
+
+    program = check(run, rand(5, 4), rand(3, 4, seed=1), rand(3, seed=2), torch.tensor([0, 2, 1, -100, 2]))
+    assert any("chunked" in node.op for node in program.nodes)
 
 
 NORMS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, float("inf"))
@@ -208,4 +220,5 @@ def test_cosine_similarity_of_nothing():
     x = rand(3, 4)
     x[1] = 0
     check(F.cosine_similarity, x, rand(3, 4, seed=1))
+    check(lambda x, y: F.cosine_similarity(x, y, 0), x[0, 0], x[0, 1])
     check(lambda x, y: F.cosine_similarity(x, y, eps=10.0), x, rand(3, 4, seed=1))

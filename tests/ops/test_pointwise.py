@@ -188,6 +188,7 @@ BINARY = {
     "add_alpha": (lambda x, y: torch.add(x, y, alpha=3), WITH_INTEGERS),
     "atan2": (torch.atan2, WITH_INTEGERS),
     "copysign": (torch.copysign, WITH_INTEGERS),
+    "nextafter": (torch.nextafter, (torch.float32,)),
     "div": (lambda x, y: x / (y.abs() + 1), ALL_DTYPES[:5]),
     "div_floor": (lambda x, y: torch.div(x, y.abs() + 1, rounding_mode="floor"), WITH_INTEGERS),
     "div_trunc": (lambda x, y: torch.div(x, y.abs() + 1, rounding_mode="trunc"), WITH_INTEGERS),

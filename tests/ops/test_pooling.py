@@ -1,5 +1,6 @@
 """Pooling against eager torch: values, indices, and where the gradient goes."""
 
+import jax
 import pytest
 import torch
 from parity_checks import check
@@ -142,3 +143,19 @@ def test_max_unpool(rank):
         return unpool(*MAX[rank](x, 2, return_indices=True), 2)
 
     check(run, image(2, 3, *[4] * rank))
+
+
+def test_max_unpool_of_equal_places():
+    places = torch.tensor([[[0, 3, 3], [2, 2, 2]]])
+    check(lambda x: F.max_unpool1d(x, places, 2, output_size=(6,)), image(1, 2, 3))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_fractional_max_pool(rank):
+    pool = {2: F.fractional_max_pool2d, 3: F.fractional_max_pool3d}[rank]
+    samples = torch.rand(2, 3, rank, generator=torch.Generator().manual_seed(0))
+    options = {"output_size": (3, 2, 4)[:rank], "return_indices": True}
+    x = image(2, 3, *(8, 7, 9)[:rank])
+    check(lambda x: pool(x, (2, 3, 2)[:rank], _random_samples=samples, **options), x)
+    check(lambda x: pool(x, 3, _random_samples=samples[:1], **options | {"output_size": 1}), x[0])
+    check(lambda x: pool(x, (7, 6, 8)[:rank], output_size=1), x, key=jax.random.key(0))  # whatever is drawn

@@ -2,12 +2,15 @@
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import pytest
 import torch
 import torch.nn.functional as F
 from parity_checks import Function, agree, check, lower
 
+from esper.errors import RefusedError
 from esper.jax_backend.evaluate import evaluate
+from esper.jax_backend.lowerings.strided import as_strided
 from esper.program import flatten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
@@ -15,6 +18,9 @@ X = torch.arange(24.0).reshape(2, 3, 4) - 5
 IMAGE = torch.arange(64.0).reshape(2, 2, 4, 4) / 7
 
 CASES = {
+    "as_strided": lambda x: (x.as_strided((2, 3), (1, 2), 5), x.as_strided((3,), (7,))),
+    "as_strided_copy": lambda x: torch.as_strided_copy(x, (2, 2), (1, 1)),
+    "as_strided_scatter": lambda x: torch.as_strided_scatter(x.detach(), x[0, 0, :2], (2,), (5,), 3),
     "atleast": lambda x: (torch.atleast_1d(x.sum()), torch.atleast_3d(x[0, 0])),
     "block_diag": lambda x: torch.block_diag(x[0], x[1], x[0, 0]),
     "broadcast_tensors": lambda x: torch.broadcast_tensors(x, x[:1, :1]),
@@ -81,6 +87,9 @@ IMAGES = {
     "pixel_shuffle": lambda x: F.pixel_shuffle(x.reshape(2, 8, 2, 2), 2),
     "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
     "reflect": lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"),
+    "crop_reflect_far": lambda x: F.pad(x, (-3, 3, 1, -2), mode="reflect"),
+    "crop_replicate": lambda x: F.pad(x, (-1, 2, -3, 1), mode="replicate"),
+    "crop_replicate_all": lambda x: F.pad(x, (-4, 2, 1, 1), mode="replicate"),
     "reflect_1d": lambda x: F.pad(x[0], (2, 1), mode="reflect"),
     "reflect_3d": lambda x: F.pad(x[None], (1, 1, 1, 1, 1, 1), mode="reflect"),
     "replicate": lambda x: F.pad(x, (1, 2, 5, 0), mode="replicate"),
@@ -96,12 +105,14 @@ def test_image(name):
 
 
 SCALARS = {
+    "as_strided": lambda x: x.as_strided((2, 2), (0, 0)),
     "expand": lambda x: x.expand(2, 3),
     "flatten": lambda x: x.flatten(),
     "reshape": lambda x: x.reshape(1, 1),
     "repeat": lambda x: x.repeat(3),
     "repeat_interleave": lambda x: x.repeat_interleave(3),
     "squeeze": lambda x: (x.squeeze(), x.squeeze(0)),
+    "meshgrid": lambda x: torch.meshgrid(x, torch.stack([x, x]), indexing="ij"),
     "stack": lambda x: (torch.stack([x, x]), torch.hstack([x, x])),
     "transpose": lambda x: x.transpose(0, -1),
     "unfold": lambda x: x.unfold(0, 1, 1),
@@ -119,6 +130,24 @@ def test_without_dimensions(name):
 def test_of_nothing():
     check(lambda x: (x.flip(0), x.transpose(0, 1), x.reshape(0, 3), torch.cat([x, x], 1), x.split(2, 1), x.sum(1)),
           torch.zeros(3, 0))  # fmt: skip
+
+
+def test_a_strided_view_written_into():
+    def run(x):
+        y = x * 1
+        y.as_strided((2, 2), (4, 1), 1).mul_(3)
+        return y
+
+    check(run, X)
+
+
+def test_as_strided_beyond_the_tensor():
+    with pytest.raises(RefusedError, match="elements 0 to 9 "):
+        as_strided(jnp.zeros(8), (4,), (3,))
+
+
+def test_resize():
+    check(lambda x: (x.detach().clone().resize_(3, 2), x.detach().clone().resize_as_(x[0])), X, gradients=False)
 
 
 def test_in_place_writes_to_views():

@@ -59,3 +59,13 @@ def test_smallest_of_the_smallest_integers():
 def test_symbolic_batch():
     program = check(lambda x: x.topk(2)[0].sum(1) + x.sort()[0][:, 0], X)
     assert program.user_inputs[0].type.shape[0] == "s0" or isinstance(program.user_inputs[0].type.shape[0], str)
+
+
+def test_quantile_without_dimensions():
+    q = torch.tensor([0.25, 0.5])
+    check(lambda x: (x.quantile(0.3), x.quantile(q), x.quantile(q, 0, keepdim=True)), torch.tensor(2.5))
+
+
+@pytest.mark.parametrize("median", [torch.median, torch.nanmedian])
+def test_infinite_median(median):
+    check(median, torch.tensor([1.0, math.inf, math.inf]))

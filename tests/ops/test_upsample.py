@@ -36,6 +36,15 @@ def test_interpolate(rank, mode, options, target):
     check(lambda x: F.interpolate(x, mode=mode, **options, **target), image(2, 3, *SPACE[rank]))
 
 
+@pytest.mark.parametrize("target", [*(t[1] for t in TARGETS), {"size": (2, 11)}, {"scale_factor": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    ("mode", "corners"),
+    [("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True), ("lanczos", False)],
+)
+def test_antialias(mode, corners, target):
+    check(lambda x: F.interpolate(x, mode=mode, antialias=True, align_corners=corners, **target), image(2, 3, 8, 9))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 def test_16_bit(mode, dtype):
@@ -60,6 +69,7 @@ def test_nearest_picks_the_same_neighbour(size):
 def test_operators_without_vec():
     check(lambda x: torch.ops.aten.upsample_nearest2d.default(x, [8, 9], None, 1.8), image(2, 3, 4, 5))
     check(lambda x: torch.ops.aten.upsample_bilinear2d.default(x, [8, 9], False, 2.0), image(2, 3, 4, 5))
+    check(lambda x: torch.ops.aten._upsample_bicubic2d_aa.default(x, [3, 9], False, 0.7), image(2, 3, 4, 5))
 
 
 @pytest.mark.parametrize("corners", [False, True], ids=["", "corners"])

@@ -7,7 +7,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from esper.errors import RefusedError
 from esper.jax_backend.axes import axis
 from esper.jax_backend.promotion import in_float32
 from esper.jax_backend.registry import lowers
@@ -158,7 +157,8 @@ def prelu_kernel(x, weight):
 @lowers("aten.relu.default")
 def relu(x):
     """relu(Tensor self) -> Tensor"""
-    return jax.nn.relu(x)
+    # Not a maximum: torch's gradient is that of the condition, so 0 at 0 and 1 at NaN.
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
 
 @lowers("aten.relu6.default")
@@ -167,14 +167,12 @@ def relu6(x):
     return hardtanh(x, 0, 6)
 
 
-@lowers("aten.rrelu.default")
-def rrelu(x, lower=0.125, upper=1 / 3, training=False):
+@lowers("aten.rrelu.default", draws=lambda x, lower=0.125, upper=1 / 3, training=False, **_: training)
+def rrelu(x, lower=0.125, upper=1 / 3, training=False, *, key=None):
     """rrelu(Tensor self, Scalar lower=0.125, Scalar upper=0.3333333333333333, bool training=False, Generator? generator=None) -> Tensor"""  # noqa: E501
-    if training:
-        raise RefusedError(
-            "RReLU draws a slope for each element in training mode, which is not supported: use LeakyReLU"
-        )
-    return leaky_relu(x, (lower + upper) / 2)
+    if key is None:
+        return leaky_relu(x, (lower + upper) / 2)
+    return jnp.where(x <= 0, x * jax.random.uniform(key, x.shape, x.dtype, lower, upper), x)
 
 
 @lowers("aten._safe_softmax.default")

@@ -38,6 +38,23 @@ def _atan2_jvp(primals, tangents):
     return _atan2(x, other), (tx * other - to * x) * scale
 
 
+def _extreme(function, loses):
+    """`maximum` or `minimum` by torch's derivatives: halves where equal, whole for both where one is NaN."""
+
+    @jax.custom_jvp
+    def extreme(x, other):
+        return function(x, other)
+
+    @extreme.defjvp
+    def extreme_jvp(primals, tangents):
+        (x, other), (tx, to) = primals, tangents
+        share = jnp.where(x == other, 0.5, 1.0).astype(x.dtype)
+        mine, theirs = jnp.where(loses(x, other), 0, share), jnp.where(loses(other, x), 0, share)
+        return extreme(x, other), tx * mine + to * theirs
+
+    return lambda x, other: (extreme if is_inexact(x) else function)(x, other)
+
+
 @jax.custom_jvp
 def _logaddexp(x, other):
     return jnp.logaddexp(x, other)
@@ -52,6 +69,32 @@ def _logaddexp_jvp(primals, tangents):
 
 def _logaddexp2(x, other):
     return _logaddexp(x * math.log(2), other * math.log(2)) / math.log(2)
+
+
+@jax.custom_jvp
+def _power(x, exponent):
+    return jnp.power(x, exponent)
+
+
+@_power.defjvp
+def _power_jvp(primals, tangents):
+    """Torch's derivatives: 0 by the base where the exponent is 0, and by the exponent where the base is 0."""
+    (x, exponent), (tx, te) = primals, tangents
+    made = _power(x, exponent)
+    by_base = jnp.where(exponent == 0, 0, exponent * _power(x, exponent - 1))
+    by_exponent = jnp.where((x == 0) & (exponent.real >= 0), 0, made * jnp.log(x))
+    return made, tx * by_base + te * by_exponent
+
+
+@jax.custom_jvp
+def _nextafter(x, other):
+    return jnp.nextafter(x, other)
+
+
+@_nextafter.defjvp
+def _nextafter_jvp(primals, tangents):
+    (x, other), (t, _) = primals, tangents
+    return _nextafter(x, other), jnp.where(x == other, 0, t)
 
 
 _ANY = ("Tensor", "Scalar", "Scalar_Tensor")
@@ -70,9 +113,9 @@ for _ops, _function in {
     ("aten.fmod.Tensor", "aten.fmod.Scalar"): jax.lax.rem,
     ("aten.gcd.default",): jnp.gcd,
     ("aten.lcm.default",): jnp.lcm,
-    ("aten.maximum.default", "aten.max.other"): jnp.maximum,
-    ("aten.minimum.default", "aten.min.other"): jnp.minimum,
-    ("aten.nextafter.default",): jnp.nextafter,
+    ("aten.maximum.default", "aten.max.other"): _extreme(jnp.maximum, jnp.less),
+    ("aten.minimum.default", "aten.min.other"): _extreme(jnp.minimum, jnp.greater),
+    ("aten.nextafter.default",): _nextafter,
     tuple(_overloads("remainder", *_ANY)): jnp.remainder,
 }.items():
     if _function is jax.lax.rem:  # the only one here that does not broadcast by itself
@@ -190,7 +233,8 @@ def mul(x, other):
 @lowers("aten.pow.Scalar", "aten.pow.Tensor_Tensor")
 def pow_(x, exponent):
     """pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor"""
-    return jnp.power(*promote(x, exponent))
+    x, exponent = promote(x, exponent)
+    return _power(x, exponent) if is_inexact(x) else jnp.power(x, exponent)
 
 
 @lowers("aten.pow.Tensor_Scalar")

@@ -23,8 +23,11 @@ for _name in (
     "resolve_neg.default",
 ):
     lowers(f"aten.{_name}")(lambda x: x)
-for _name in ("conj", "_conj", "_conj_copy", "_conj_physical", "conj_physical"):
-    lowers(f"aten.{_name}.default")(lambda x: jnp.conj(x) if is_complex(x) else x)
+for _name in (
+    *("aten.conj", "aten._conj", "aten._conj_copy", "aten._conj_physical", "aten.conj_physical"),
+    "prims.conj_physical",
+):
+    lowers(f"{_name}.default")(lambda x: jnp.conj(x) if is_complex(x) else x)
 
 
 def cast(x, dtype):
@@ -35,6 +38,8 @@ def cast(x, dtype):
         x = jnp.real(x)
     if is_floating(x) and dtype in _SMALL:
         x = x.astype(jnp.int32)
+    if dtype == jnp.float8_e4m3fn:  # it has no infinity: torch stops at the largest value
+        x = jnp.clip(x, -448, 448)
     return x.astype(dtype)
 
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from esper.jax_backend.axes import at_least_1d
 from esper.jax_backend.lowerings.unary import magnitude
 from esper.jax_backend.platform.precision import PRECISION, widen
-from esper.jax_backend.promotion import promote, result_type
+from esper.jax_backend.promotion import float_type, promote, result_type
 from esper.jax_backend.registry import lowers
+from esper.jax_backend.slope import slope
 
 _BY_PRODUCT, _BY_DIFFERENCE = 1, 2  # values of `compute_mode`
 
@@ -22,29 +24,39 @@ def cdist(x1, x2, p=2.0, compute_mode=None):
     many = max(x1.shape[-2], x2.shape[-2]) > 25
     if p == 2 and compute_mode != _BY_DIFFERENCE and (compute_mode == _BY_PRODUCT or many):
         return _euclidean(widen(x1), widen(x2)).astype(x1.dtype)
-    return _norm(widen(x1)[..., :, None, :] - widen(x2)[..., None, :, :], p, -1).astype(x1.dtype)
+    return _distance(widen(x1)[..., :, None, :] - widen(x2)[..., None, :, :], p).astype(x1.dtype)
 
 
 @lowers("aten.cosine_similarity.default")
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     """cosine_similarity(Tensor x1, Tensor x2, int dim=1, float eps=1e-08) -> Tensor"""
     dtype = result_type(x1, x2)
-    x1, x2 = jnp.broadcast_arrays(widen(x1), widen(x2))
+    x1, x2 = (at_least_1d(x) for x in jnp.broadcast_arrays(widen(x1), widen(x2)))
     return jnp.sum(_unit(x1, dim, eps) * _unit(x2, dim, eps), dim).astype(dtype)
 
 
 @lowers("aten.pairwise_distance.default")
 def pairwise_distance(x1, x2, p=2.0, eps=1e-6, keepdim=False):
     """pairwise_distance(Tensor x1, Tensor x2, float p=2, float eps=1e-06, bool keepdim=False) -> Tensor"""
+    dtype = float_type(x1, x2)
     x1, x2 = promote(x1, x2)
-    return _norm(widen(x1) - widen(x2) + eps, p, -1, keepdim).astype(x1.dtype)
+    return _norm(widen(x1) - widen(x2) + eps, p, -1, keepdim).astype(dtype)
 
 
 @lowers("aten.pdist.default", "aten._pdist_forward.default")
 def pdist(x, p=2.0):
     """pdist(Tensor self, float p=2) -> Tensor"""
     first, second = np.triu_indices(x.shape[0], 1)
-    return _norm(widen(x)[first] - widen(x)[second], p, -1).astype(x.dtype)
+    return _distance(widen(x)[first] - widen(x)[second], p).astype(x.dtype)
+
+
+def _distance(difference, p):
+    """The norm over the last axis; of several largest differences each has the whole gradient, unlike in a norm."""
+    if p != math.inf:
+        return _norm(difference, p, -1)
+    size = magnitude(difference)
+    largest = jnp.max(lax.stop_gradient(size), -1, keepdims=True, initial=0)
+    return largest[..., 0] + jnp.sum(jnp.where(size == largest, slope(size), 0), -1)
 
 
 def _euclidean(x1, x2):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from esper.errors import RefusedError
 from esper.jax_backend.axes import at_least_1d, axis
+from esper.jax_backend.promotion import default_int
 from esper.jax_backend.registry import lowers
 
 
@@ -127,6 +128,15 @@ def masked_index(x, mask, indices, fill):
     """_unsafe_masked_index(Tensor self, Tensor mask, Tensor?[] indices, Scalar fill) -> Tensor"""
     read = x.at[_subscript(indices)].get(mode="clip")
     return jnp.where(mask, read, jnp.asarray(fill, x.dtype))
+
+
+@lowers("aten.nonzero_static.default")
+def nonzero_static(x, *, size, fill_value=-1):
+    """nonzero_static(Tensor self, *, SymInt size, int fill_value=-1) -> Tensor"""
+    if x.ndim == 0:
+        return jnp.zeros((size, 0), default_int())
+    found = jnp.nonzero(jax.lax.stop_gradient(x), size=size, fill_value=fill_value)
+    return jnp.stack(found, -1).astype(default_int())
 
 
 @lowers("aten.put.default")

@@ -73,13 +73,13 @@ def hstack(tensors):
 @lowers("aten.meshgrid.default")
 def meshgrid(tensors):
     """meshgrid(Tensor[] tensors) -> Tensor[]"""
-    return jnp.meshgrid(*tensors, indexing="ij")
+    return meshgrid_indexing(tensors, indexing="ij")
 
 
 @lowers("aten.meshgrid.indexing")
 def meshgrid_indexing(tensors, *, indexing):
     """meshgrid.indexing(Tensor[] tensors, *, str indexing) -> Tensor[]"""
-    return jnp.meshgrid(*tensors, indexing=indexing)
+    return jnp.meshgrid(*(at_least_1d(x) for x in tensors), indexing=indexing)
 
 
 @lowers("aten.repeat_interleave.self_int")

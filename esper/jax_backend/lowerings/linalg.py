@@ -1,58 +1,41 @@
-"""Factorisations and what follows from them, computed by LAPACK on the CPU as in torch."""
+"""Determinants, inverses, powers and systems of equations, by LAPACK on the CPU as in torch.
+
+XLA cannot raise for a singular matrix, where torch does: the result is NaN or infinite, and the `_ex` forms say so
+in `info` as in torch.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
+from esper.jax_backend.lowerings.eigen import linalg_eigh, linalg_svd
+from esper.jax_backend.lowerings.factorizations import broadcast_solve_triangular, linalg_lu_factor_ex, product
 from esper.jax_backend.platform.precision import PRECISION
+from esper.jax_backend.promotion import is_complex
 from esper.jax_backend.registry import lowers
-
-
-@lowers("aten.cholesky.default")
-def cholesky(x, upper=False):
-    """cholesky(Tensor self, bool upper=False) -> Tensor"""
-    return jnp.linalg.cholesky(x, upper=upper, symmetrize_input=False)
-
-
-@lowers("aten.cholesky_solve.default")
-def cholesky_solve(x, input2, upper=False):
-    """cholesky_solve(Tensor self, Tensor input2, bool upper=False) -> Tensor"""
-    lower = input2.mT.conj() if upper else input2
-    half = _solve_triangular(lower, x, upper=False)
-    return _solve_triangular(lower.mT.conj(), half, upper=True)
-
-
-@lowers("aten.linalg_cholesky.default")
-def linalg_cholesky(x, *, upper=False):
-    """linalg_cholesky(Tensor self, *, bool upper=False) -> Tensor"""
-    return cholesky(x, upper)
 
 
 @lowers("aten.det.default", "aten.linalg_det.default")
 def linalg_det(A):
     """linalg_det(Tensor A) -> Tensor"""
+    if A.shape[-1] == 0:
+        return jnp.ones(A.shape[:-2], A.dtype)
     return jnp.linalg.det(A)
-
-
-@lowers("aten.linalg_eigh.default")
-def linalg_eigh(x, UPLO="L"):
-    """linalg_eigh(Tensor self, str UPLO="L") -> (Tensor eigenvalues, Tensor eigenvectors)"""
-    values, vectors = jnp.linalg.eigh(x, UPLO=UPLO, symmetrize_input=False)
-    return values, vectors
-
-
-@lowers("aten.linalg_eigvalsh.default")
-def linalg_eigvalsh(x, UPLO="L"):
-    """linalg_eigvalsh(Tensor self, str UPLO="L") -> Tensor"""
-    return jnp.linalg.eigvalsh(x, UPLO=UPLO, symmetrize_input=False)
 
 
 @lowers("aten.inverse.default", "aten.linalg_inv.default")
 def linalg_inv(A):
     """linalg_inv(Tensor A) -> Tensor"""
     return jnp.linalg.inv(A)
+
+
+@lowers("aten.linalg_inv_ex.default")
+def linalg_inv_ex(A, *, check_errors=False):
+    """linalg_inv_ex(Tensor A, *, bool check_errors=False) -> (Tensor inverse, Tensor info)"""
+    return linalg_inv(A), linalg_lu_factor_ex(A)[2]
 
 
 @lowers("aten.linalg_matrix_exp.default", "aten.matrix_exp.default")
@@ -68,12 +51,25 @@ def linalg_matrix_power(x, n):
         return jnp.linalg.matrix_power(x, n)
 
 
-@lowers("aten.linalg_qr.default")
-def linalg_qr(A, mode="reduced"):
-    """linalg_qr(Tensor A, str mode="reduced") -> (Tensor Q, Tensor R)"""
-    if mode == "r":
-        return jnp.zeros((0,), A.dtype), jnp.linalg.qr(A, mode="r")
-    return tuple(jnp.linalg.qr(A, mode=mode))
+@lowers("aten.linalg_pinv.atol_rtol_tensor", "aten.linalg_pinv.atol_rtol_float")
+def linalg_pinv(x, *, atol=None, rtol=None, hermitian=False):
+    """linalg_pinv.atol_rtol_tensor(Tensor self, *, Tensor? atol=None, Tensor? rtol=None, bool hermitian=False) -> Tensor"""  # noqa: E501
+    real = x.real.dtype
+    if rtol is None:
+        rtol = _epsilon(x) if atol is None else jnp.where(jnp.asarray(atol) > 0, 0, _epsilon(x))
+    return _pinv(x, jnp.asarray(0 if atol is None else atol, real), jnp.asarray(rtol, real), hermitian)
+
+
+@lowers("aten.linalg_pinv.default", "aten.linalg_pinv.rcond_tensor")
+def linalg_pinv_rcond(x, rcond, hermitian=False):
+    """linalg_pinv(Tensor self, float rcond, bool hermitian=False) -> Tensor"""
+    return linalg_pinv(x, rtol=rcond, hermitian=hermitian)
+
+
+@lowers("aten.pinverse.default")
+def pinverse(x, rcond=1e-15):
+    """pinverse(Tensor self, float rcond=1e-15) -> Tensor"""
+    return linalg_pinv(x, rtol=rcond)
 
 
 @lowers("aten.linalg_slogdet.default", "aten.slogdet.default")
@@ -85,48 +81,80 @@ def linalg_slogdet(A):
 @lowers("aten.linalg_solve.default")
 def linalg_solve(A, B, *, left=True):
     """linalg_solve(Tensor A, Tensor B, *, bool left=True) -> Tensor"""
-    # Torch takes B for a batch of vectors where its shape is that of A without the last dimension.
-    if B.ndim == 1 or (A.ndim - 1 == B.ndim and A.shape[:-1] == B.shape):
+    if _is_vector(A, B):
         return jnp.linalg.solve(A, B[..., None])[..., 0]
     return jnp.linalg.solve(A, B) if left else jnp.linalg.solve(A.mT, B.mT).mT
+
+
+@lowers("aten._linalg_solve_ex.default")
+def linalg_solve_ex(A, B, *, left=True, check_errors=False):
+    """_linalg_solve_ex(Tensor A, Tensor B, *, bool left=True, bool check_errors=False) -> (Tensor result, Tensor LU, Tensor pivots, Tensor info)"""  # noqa: E501
+    # Torch may factorise the transpose; `torch.linalg.solve_ex` does not return the factors.
+    return linalg_solve(A, B, left=left), *linalg_lu_factor_ex(A)
 
 
 @lowers("aten.linalg_solve_triangular.default")
 def linalg_solve_triangular(x, B, *, upper, left=True, unitriangular=False):
     """linalg_solve_triangular(Tensor self, Tensor B, *, bool upper, bool left=True, bool unitriangular=False) -> Tensor"""  # noqa: E501
     if left:
-        return _solve_triangular(x, B, upper=upper, unit=unitriangular)
-    return _solve_triangular(x.mT, B.mT, upper=not upper, unit=unitriangular).mT
+        return broadcast_solve_triangular(x, B, upper=upper, unit=unitriangular)
+    return broadcast_solve_triangular(x.mT, B.mT, upper=not upper, unit=unitriangular).mT
 
 
-@lowers("aten.linalg_svd.default")
-def linalg_svd(A, full_matrices=True, *, driver=None):
-    """linalg_svd(Tensor A, bool full_matrices=True, *, str? driver=None) -> (Tensor U, Tensor S, Tensor Vh)"""
-    return tuple(jnp.linalg.svd(A, full_matrices=full_matrices))
-
-
-@lowers("aten.linalg_svdvals.default")
-def linalg_svdvals(A, *, driver=None):
-    """linalg_svdvals(Tensor A, *, str? driver=None) -> Tensor"""
-    return jnp.linalg.svd(A, compute_uv=False)
+@lowers("aten.linalg_tensorinv.default")
+def linalg_tensorinv(x, ind=2):
+    """linalg_tensorinv(Tensor self, int ind=2) -> Tensor"""
+    return jnp.linalg.tensorinv(x, ind)
 
 
 @lowers("aten.logdet.default")
 def logdet(x):
     """logdet(Tensor self) -> Tensor"""
     sign, log = jnp.linalg.slogdet(x)
-    return jnp.where(sign < 0, jnp.nan, log)
+    return jnp.log(sign) + log if is_complex(x) else jnp.where(sign < 0, jnp.nan, log)
 
 
 @lowers("aten.triangular_solve.default")
 def triangular_solve(x, A, upper=True, transpose=False, unitriangular=False):
     """triangular_solve(Tensor self, Tensor A, bool upper=True, bool transpose=False, bool unitriangular=False) -> (Tensor solution, Tensor cloned_coefficient)"""  # noqa: E501
     if transpose:
-        return _solve_triangular(A.mT, x, upper=not upper, unit=unitriangular), A
-    return _solve_triangular(A, x, upper=upper, unit=unitriangular), A
+        return broadcast_solve_triangular(A.mT, x, upper=not upper, unit=unitriangular), A
+    return broadcast_solve_triangular(A, x, upper=upper, unit=unitriangular), A
 
 
-def _solve_triangular(a, b, *, upper, unit=False):
-    batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    a, b = (jnp.broadcast_to(t, (*batch, *t.shape[-2:])) for t in (a, b))
-    return solve_triangular(a, b, lower=not upper, unit_diagonal=unit)
+def _is_vector(a, b):
+    """Whether torch takes `b` for vectors: its shape is then that of `a` without the last dimension."""
+    return b.ndim == 1 or (a.ndim - 1 == b.ndim and a.shape[:-1] == b.shape)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _pinv(x, atol, rtol, hermitian):
+    if 0 in x.shape[-2:]:
+        return jnp.zeros(x.mT.shape, x.dtype)
+    if hermitian:
+        values, left = linalg_eigh(x)
+        right = left.mT.conj()
+    else:
+        left, values, right = linalg_svd(x, full_matrices=False)
+    size = jnp.abs(values)
+    cutoff = jnp.maximum(atol[..., None], rtol[..., None] * size.max(-1, keepdims=True))
+    inverse = jnp.where(size > cutoff, 1 / values, 0).astype(x.dtype)
+    return product(right.mT.conj() * inverse[..., None, :], left.mT.conj())
+
+
+@_pinv.defjvp
+def _pinv_jvp(hermitian, primals, tangents):
+    # Golub and Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares problems whose
+    # variables separate" (1973), for constant rank; with the matrix as it stands, Hermitian or not, as in torch.
+    x, dx = primals[0], tangents[0]
+    inverse = _pinv(*primals, hermitian)
+    adjoint, dadjoint = inverse.mT.conj(), dx.mT.conj()
+    rows = product(inverse, product(adjoint, dadjoint))
+    columns = product(product(dadjoint, adjoint), inverse)
+    change = product(inverse, product(dx, inverse))
+    return inverse, rows - product(product(rows, x), inverse) + columns - product(inverse, product(x, columns)) - change
+
+
+def _epsilon(a):
+    """Torch's default tolerance, relative to the largest singular value."""
+    return float(jnp.finfo(a.dtype).eps) * max(a.shape[-2:])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
+from jax import lax
 
+from esper.errors import RefusedError
+from esper.jax_backend.lowerings.conversion import cast
 from esper.jax_backend.platform.bias import add_bias
 from esper.jax_backend.platform.precision import PRECISION, accumulator, contract, widen
 from esper.jax_backend.promotion import promote, result_type
@@ -75,6 +78,30 @@ def einsum(equation, tensors, *, path=None):
     return _einsum(equation, *tensors).astype(tensors[0].dtype)
 
 
+@lowers("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
+def grouped_mm(x, mat2, offs=None, bias=None, out_dtype=None):
+    """_grouped_mm(Tensor self, Tensor mat2, Tensor? offs=None, Tensor? bias=None, ScalarType? out_dtype=None) -> Tensor"""  # noqa: E501
+    if offs is None:
+        out = contract(x, mat2, ((2,), (1,)), ((0,), (0,)))
+    elif mat2.ndim == 3:
+        out = _by_rows(x, mat2, offs)
+    elif x.ndim == 3:  # groups of columns
+        out = _by_rows(mat2.T, x.swapaxes(1, 2), offs).T
+    else:  # groups of what is summed over
+        place = lax.broadcasted_iota(offs.dtype, (len(offs), x.shape[1]), 1)
+        starts = jnp.pad(offs[:-1], (1, 0))
+        members = (place >= starts[:, None]) & (place < offs[:, None])
+        rows, columns = jnp.where(members[:, None], widen(x), 0), jnp.where(members[..., None], widen(mat2), 0)
+        out = jnp.matmul(rows, columns, precision=PRECISION)
+    return (out if bias is None else out + widen(bias)).astype(out_dtype or x.dtype)
+
+
+def _by_rows(x, mat2, offs):
+    """The rows of `x` before the first of `offs` times the first matrix, and so on."""
+    sizes = jnp.diff(offs, prepend=jnp.zeros(1, offs.dtype)).astype(jnp.int32)
+    return lax.ragged_dot(widen(x), widen(mat2), sizes, precision=PRECISION)
+
+
 @lowers("aten.inner.default")
 def inner(x, other):
     """inner(Tensor self, Tensor other) -> Tensor"""
@@ -130,6 +157,42 @@ def mv(x, vec):
 def outer(x, vec2):
     """outer(Tensor self, Tensor vec2) -> Tensor"""
     return jnp.outer(*promote(x, vec2))
+
+
+@lowers("aten._scaled_mm.default")
+def scaled_mm(x, mat2, scale_a, scale_b, bias=None, scale_result=None, out_dtype=None, use_fast_accum=False):
+    """_scaled_mm(Tensor self, Tensor mat2, Tensor scale_a, Tensor scale_b, Tensor? bias=None, Tensor? scale_result=None, ScalarType? out_dtype=None, bool use_fast_accum=False) -> Tensor"""  # noqa: E501
+    scaled = [m.astype(jnp.float32) * jnp.asarray(s, jnp.float32) for m, s in ((x, scale_a), (mat2, scale_b))]
+    out = contract(*scaled, ((1,), (0,)))
+    out = out if bias is None else out + widen(bias)
+    dtype = jnp.dtype(out_dtype or x.dtype)
+    if scale_result is not None and dtype.itemsize == 1:
+        out = out / scale_result
+    return cast(out, dtype)
+
+
+@lowers("aten._scaled_mm_v2.default")
+def scaled_mm_v2(
+    x,
+    mat2,
+    scale_a,
+    recipe_a,
+    swizzle_a,
+    scale_b,
+    recipe_b,
+    swizzle_b,
+    bias=None,
+    out_dtype=None,
+    contraction_dim=(),
+    use_fast_accum=False,
+):
+    """_scaled_mm_v2(Tensor self, Tensor mat2, Tensor[] scale_a, int[] recipe_a, int[] swizzle_a, Tensor[] scale_b, int[] recipe_b, int[] swizzle_b, Tensor? bias, ScalarType? out_dtype, int[] contraction_dim=[], bool use_fast_accum=False) -> Tensor"""  # noqa: E501
+    if not {*recipe_a, *recipe_b} <= {_TENSOR_WISE, _ROW_WISE} or any((*swizzle_a, *swizzle_b)):
+        raise RefusedError("_scaled_mm_v2 is supported with one scale a tensor or a row, without swizzling")
+    return scaled_mm(x, mat2, scale_a[0], scale_b[0], bias, None, out_dtype)
+
+
+_TENSOR_WISE, _ROW_WISE = 0, 1
 
 
 @lowers("aten.tensordot.default")

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from esper.jax_backend.axes import at_least_1d
 from esper.jax_backend.lowerings.distance import pairwise_distance
 from esper.jax_backend.lowerings.unary import magnitude
-from esper.jax_backend.platform.precision import widen
-from esper.jax_backend.promotion import promote, result_type
+from esper.jax_backend.platform.precision import contract, widen
+from esper.jax_backend.promotion import float_type, promote, result_type
 from esper.jax_backend.registry import lowers
 
 _NONE, _MEAN, _SUM = 0, 1, 2
@@ -43,7 +44,7 @@ def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction=_MEAN):
     sizes = (jnp.sum(x * x, axis) + tiny) * (jnp.sum(y * y, axis) + tiny)
     cosine = jnp.sum(x * y, axis) / jnp.sqrt(sizes)
     loss = jnp.where(target == 1, 1 - cosine, 0) + jnp.where(target == -1, _clamp_min(cosine - margin), 0)
-    return _reduce(loss, reduction).astype(result_type(input1, input2))
+    return _reduce(loss, reduction).astype(float_type(input1, input2))
 
 
 @lowers("aten.cross_entropy_loss.default")
@@ -95,11 +96,55 @@ def l1_loss(x, target, reduction=_MEAN):
     return _reduce(magnitude(_difference(x, target)), reduction).astype(result_type(x, target))
 
 
+@lowers("torch_nn._linear_cross_entropy_batch_chunked.default")
+def linear_cross_entropy_chunked(
+    input,
+    linear_weight,
+    target,
+    linear_bias,
+    weight,
+    reduction,
+    ignore_index,
+    label_smoothing,
+    batch_chunk_size,
+    acc_policy,
+    acc_dtype,
+    allow_retain_graph,
+    compute_input_grad,
+    compute_linear_weight_grad,
+    compute_linear_bias_grad,
+):
+    """_linear_cross_entropy_batch_chunked(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, str reduction, SymInt ignore_index, float label_smoothing, SymInt batch_chunk_size, str acc_policy, ScalarType acc_dtype, bool allow_retain_graph, bool compute_input_grad, bool compute_linear_weight_grad, bool compute_linear_bias_grad) -> (Tensor, Tensor, Tensor, Tensor)"""  # noqa: E501
+
+    def of(input, linear_weight, linear_bias):
+        kind = {"mean": _MEAN, "sum": _SUM}[reduction]
+        logits = _logits(input, linear_weight, linear_bias)
+        return cross_entropy_loss(logits, target, weight, kind, ignore_index, label_smoothing).astype(input.dtype)
+
+    # Torch's chunks take the gradients along with the loss; nothing but its own backward reads them.
+    loss, pull = jax.vjp(of, input, linear_weight, linear_bias)
+    wanted = (compute_input_grad, compute_linear_weight_grad, compute_linear_bias_grad)
+    grads = [
+        lax.stop_gradient(grad).astype(input.dtype) if needed and grad is not None else jnp.zeros(empty, input.dtype)
+        for grad, needed, empty in zip(pull(jnp.ones_like(loss)), wanted, ((0, 0), (0, 0), (0,)), strict=True)
+    ]
+    return loss, *grads
+
+
+@lowers("torch_nn._linear_cross_entropy_batch_chunked_no_reduction.default")
+def linear_cross_entropy_chunked_none(
+    input, linear_weight, target, linear_bias, weight, ignore_index, batch_chunk_size, acc_policy, acc_dtype
+):
+    """_linear_cross_entropy_batch_chunked_no_reduction(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, SymInt ignore_index, SymInt batch_chunk_size, str acc_policy, ScalarType acc_dtype) -> Tensor"""  # noqa: E501
+    logits = _logits(input, linear_weight, linear_bias)
+    return cross_entropy_loss(logits, target, weight, _NONE, ignore_index).astype(input.dtype)
+
+
 @lowers("aten.margin_ranking_loss.default")
 def margin_ranking_loss(input1, input2, target, margin=0.0, reduction=_MEAN):
     """margin_ranking_loss(Tensor input1, Tensor input2, Tensor target, float margin=0.0, int reduction=Mean) -> Tensor"""  # noqa: E501
     loss = _clamp_min(-widen(target) * _difference(input1, input2) + margin)
-    return _reduce(loss, reduction).astype(result_type(input1, input2, target))
+    return _reduce(loss, reduction).astype(float_type(input1, input2, target))
 
 
 @lowers("aten.mse_loss.default")
@@ -111,6 +156,7 @@ def mse_loss(x, target, reduction=_MEAN):
 @lowers("aten.multilabel_margin_loss.default")
 def multilabel_margin_loss(x, target, reduction=_MEAN):
     """multilabel_margin_loss(Tensor self, Tensor target, int reduction=Mean) -> Tensor"""
+    x, target = at_least_1d(x), at_least_1d(target)
     # The labels of a row end at its first -1.
     labels = jnp.arange(x.shape[-1])
     listed = jnp.cumsum(target < 0, axis=-1) == 0
@@ -141,7 +187,7 @@ def nll_loss_forward(x, target, weight, reduction, ignore_index):
 @lowers("aten.poisson_nll_loss.default")
 def poisson_nll_loss(input, target, log_input, full, eps, reduction):
     """poisson_nll_loss(Tensor input, Tensor target, bool log_input, bool full, float eps, int reduction) -> Tensor"""
-    dtype = result_type(input, target)
+    dtype = float_type(input, target)
     x, t = widen(input), widen(target)
     loss = jnp.exp(x) - t * x if log_input else x - t * jnp.log(x + eps)
     if full:
@@ -170,7 +216,7 @@ def soft_margin_loss(x, target, reduction=_MEAN):
 @lowers("aten.triplet_margin_loss.default")
 def triplet_margin_loss(anchor, positive, negative, margin=1.0, p=2.0, eps=1e-6, swap=False, reduction=_MEAN):
     """triplet_margin_loss(Tensor anchor, Tensor positive, Tensor negative, float margin=1.0, float p=2, float eps=1e-06, bool swap=False, int reduction=Mean) -> Tensor"""  # noqa: E501
-    dtype = result_type(anchor, positive, negative)
+    dtype = float_type(anchor, positive, negative)
     anchor, positive, negative = widen(anchor), widen(positive), widen(negative)
     near, far = pairwise_distance(anchor, positive, p, eps), pairwise_distance(anchor, negative, p, eps)
     if swap:
@@ -204,6 +250,11 @@ def _clamp_min(x):
 def _difference(x, target):
     x, target = promote(x, target)
     return widen(x) - widen(target)
+
+
+def _logits(input, linear_weight, linear_bias):
+    logits = contract(input, linear_weight, ((1,), (1,)))
+    return logits if linear_bias is None else logits + linear_bias.astype(logits.dtype)
 
 
 def _nll(logs, target, weight, reduction, ignore_index, axis):

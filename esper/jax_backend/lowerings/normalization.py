@@ -7,6 +7,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
+from esper.jax_backend.lowerings.reduction import norm_except_dim
 from esper.jax_backend.platform.bias import add_bias, scale
 from esper.jax_backend.platform.precision import accumulator, widen
 from esper.jax_backend.registry import lowers
@@ -106,6 +107,19 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     axes = tuple(range(input.ndim - len(normalized_shape), input.ndim))
     out = x * lax.rsqrt(jnp.mean(x * x, axes, keepdims=True) + eps)
     return (out if weight is None else out * weight.astype(out.dtype)).astype(input.dtype)
+
+
+@lowers("aten._weight_norm.default")
+def weight_norm(v, g, dim=0):
+    """_weight_norm(Tensor v, Tensor g, int dim=0) -> Tensor"""
+    return weight_norm_interface(v, g, dim)[0]
+
+
+@lowers("aten._weight_norm_interface.default")
+def weight_norm_interface(v, g, dim=0):
+    """_weight_norm_interface(Tensor v, Tensor g, int dim=0) -> (Tensor, Tensor)"""
+    norm = norm_except_dim(widen(v), 2, dim)
+    return (widen(v) * (widen(g) / norm)).astype(v.dtype), norm
 
 
 def _affine(x, weight, bias, axis):

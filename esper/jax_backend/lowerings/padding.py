@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from esper.jax_backend.registry import lowers
 
@@ -58,9 +59,22 @@ def pad_(x, pad, mode="constant", value=None):
         return constant_pad_nd(x, pad, value or 0)
     widths = _widths(x, pad)
     if any(isinstance(w, int) and w < 0 for pair in widths for w in pair):  # negative widths crop
+        if mode != "circular":
+            return _by_place(x, widths, mode)
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(min(low, 0), min(high, 0), 0) for low, high in widths])
         widths = [(max(low, 0), max(high, 0)) for low, high in widths]
     return jnp.pad(x, widths, mode=_MODES[mode])
+
+
+def _by_place(x, widths, mode):
+    """Reflection or replication about the ends of `x` itself, also where a negative width cuts them off."""
+    for axis, (low, high) in enumerate(widths):
+        last = x.shape[axis] - 1
+        places = np.arange(-low, last + high + 1)
+        if mode == "reflect":
+            places = last - np.abs(last - np.abs(places))
+        x = jnp.take(x, np.clip(places, 0, last), axis=axis)
+    return x
 
 
 @lowers("aten._pad_circular.default")

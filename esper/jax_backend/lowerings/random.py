@@ -164,6 +164,28 @@ def randperm(n, *, dtype=None, key):
     return jax.random.permutation(key, jnp.arange(n, dtype=dtype or default_int()))
 
 
+@lowers("aten.rrelu_with_noise_functional.default", draws=lambda x, noise, lower, upper, training=False: training)
+def rrelu_with_noise_functional(x, noise, lower=1 / 8, upper=1 / 3, training=False, *, key=None):
+    """rrelu_with_noise_functional(Tensor self, Tensor noise, Scalar lower=0.125, Scalar upper=0.3333333333333333, bool training=False, Generator? generator=None) -> (Tensor, Tensor noise_out)"""  # noqa: E501
+    if key is None:
+        return jnp.where(x > 0, x, x * jnp.asarray((lower + upper) / 2, x.dtype)), noise
+    slopes = jax.random.uniform(key, x.shape, x.dtype, lower, upper)
+    factor = jnp.where(x <= 0, slopes, jnp.ones_like(x))
+    return x * factor, factor
+
+
+@lowers("aten._sample_dirichlet.default", draws=True)
+def sample_dirichlet(x, *, key):
+    """_sample_dirichlet(Tensor self, Generator? generator=None) -> Tensor"""
+    return jax.random.dirichlet(key, x, dtype=x.dtype)
+
+
+@lowers("aten._standard_gamma.default", draws=True)
+def standard_gamma(x, *, key):
+    """_standard_gamma(Tensor self, Generator? generator=None) -> Tensor"""
+    return jax.random.gamma(key, x, dtype=x.dtype)
+
+
 @lowers("aten.uniform.default", draws=True)
 def uniform(x, from_=0.0, to=1.0, *, key):
     """uniform(Tensor self, float from=0., float to=1., *, Generator? generator=None) -> Tensor"""

@@ -7,10 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from esper.errors import PrecisionError
 from esper.jax_backend.axes import axes, axis
 from esper.jax_backend.lowerings.unary import magnitude
 from esper.jax_backend.promotion import default_int, in_float32, promote, sum_type, to_float
 from esper.jax_backend.registry import lowers
+from esper.jax_backend.slope import slope
 
 
 @lowers("aten.all.default", "aten.all.dim", "aten.all.dims")
@@ -113,6 +115,18 @@ def _safe_power(x, exponent):
     return jnp.where(x == 0, 0, jnp.where(x == 0, 1, x) ** exponent)
 
 
+@lowers("aten.hash_tensor.default")
+def hash_tensor(x, dim=(), *, keepdim=False, mode=0):
+    """hash_tensor(Tensor self, int[1] dim=[], *, bool keepdim=False, int mode=0) -> Tensor"""
+    if not jax.config.jax_enable_x64:
+        raise PrecisionError("hash_tensor gives 64-bit numbers: turn JAX's 64-bit mode on (jax_enable_x64)")
+    wide = x.astype(jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int64)
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(wide), jnp.uint64)
+    over = axes(x, dim)
+    out = jax.lax.reduce(bits, jnp.zeros((), jnp.uint64), jax.lax.bitwise_xor, over)
+    return jnp.expand_dims(out, over) if keepdim else out
+
+
 @lowers("aten.logsumexp.default", "aten.special_logsumexp.default")
 @in_float32
 def logsumexp(x, dim, keepdim=False):
@@ -158,9 +172,9 @@ def min_dim(x, dim, keepdim=False):
 
 def share(x, value):
     """`value`, one of the entries of `x`, with its gradient spread evenly over the entries equal to it."""
-    fixed = jax.lax.stop_gradient
-    equal = x == fixed(value)
-    return fixed(value) + jnp.sum(jnp.where(equal, x - fixed(x), 0)) / jnp.maximum(jnp.sum(equal), 1).astype(x.dtype)
+    value = jax.lax.stop_gradient(value)
+    equal = (x == value) | (jnp.isnan(x) & jnp.isnan(value))
+    return value + jnp.sum(jnp.where(equal, slope(x), 0)) / jnp.maximum(jnp.sum(equal), 1).astype(x.dtype)
 
 
 def pick(x, dim, keepdim, place):
@@ -204,6 +218,14 @@ def norm_dim(x, p, dim, keepdim=False, *, dtype=None):
 def norm_dtype(x, p, *, dtype):
     """norm.ScalarOpt_dtype(Tensor self, Scalar? p, *, ScalarType dtype) -> Tensor"""
     return vector_norm(x, 2 if p is None else p, dtype=dtype)
+
+
+@lowers("aten.norm_except_dim.default")
+def norm_except_dim(v, pow=2, dim=0):
+    """norm_except_dim(Tensor v, int pow=2, int dim=0) -> Tensor"""
+    if dim == -1:  # here that means every dimension
+        return vector_norm(v, pow)
+    return _norm(v, pow, tuple(axis for axis in range(v.ndim) if axis != dim), True)
 
 
 @lowers("aten.prod.default")

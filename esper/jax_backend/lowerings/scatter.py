@@ -6,12 +6,15 @@ An index out of range is dropped; see `indexing`.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from esper.jax_backend.axes import at_least_1d, axis
+from esper.jax_backend.lowerings.indexing import gather
 from esper.jax_backend.registry import lowers
+from esper.jax_backend.slope import slope
 
 _STEPS = {"sum": "add", "add": "add", "mean": "add", "prod": "multiply", "multiply": "multiply"}
 _EXTREMES = {"amax": "max", "amin": "min"}
@@ -50,13 +53,16 @@ def scatter_reduce_two(x, dim, index, src, reduce, *, include_self=True):
     if x.ndim == 0:
         one = scatter_reduce_two(x[None], 0, at_least_1d(index), at_least_1d(src), reduce, include_self=include_self)
         return one[0]
-    src = _part(src, index)
+    dim, index = axis(x, dim), at_least_1d(index)
+    src = _part(at_least_1d(src), index)
+    hit = None if include_self else _scattered(jnp.zeros(x.shape, bool), dim, index, True, "set")
     if reduce in _EXTREMES:
-        return _scattered_extreme(x, dim, index, src, reduce, include_self)
-    hit = _scattered(jnp.zeros(x.shape, bool), dim, index, True, "set")
-    start = x if include_self else jnp.where(hit, 1 if reduce == "prod" else 0, x)
-    out = _scattered(start, dim, index, src, _STEPS[reduce])
-    if reduce != "mean":
+        return _scattered_extreme(x, dim, index, src, reduce, hit)
+    start = x if hit is None else jnp.where(hit, 1 if reduce == "prod" else 0, x)
+    if reduce == "prod":
+        return scattered_product(start, dim, index, src)
+    out = _scattered(start, dim, index, src, "add")
+    if reduce == "sum":
         return out
     ones = jnp.ones(index.shape, x.dtype)
     count = _scattered(jnp.full(x.shape, int(include_self), x.dtype), dim, index, ones, "add")
@@ -64,22 +70,62 @@ def scatter_reduce_two(x, dim, index, src, reduce, *, include_self=True):
     return out / count if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.floor_divide(out, count)
 
 
-def _scattered_extreme(x, dim, index, src, reduce, include_self):
+@lowers("aten.index_reduce.default")
+def index_reduce(x, dim, index, source, reduce, *, include_self=True):
+    """index_reduce(Tensor self, int dim, Tensor index, Tensor source, str reduce, *, bool include_self=True) -> Tensor"""  # noqa: E501
+    if x.ndim == 0:
+        return index_reduce(x[None], 0, index, at_least_1d(source), reduce, include_self=include_self)[0]
+    dim = axis(x, dim)
+    rows = at_least_1d(index).reshape(-1, *(1,) * (x.ndim - dim - 1))
+    rows = jnp.broadcast_to(rows, source.shape)
+    return scatter_reduce_two(x, dim, rows, source, reduce, include_self=include_self)
+
+
+def _scattered_extreme(x, dim, index, src, reduce, replaced):
     """amax or amin, whose gradient is shared evenly among everything that attains it."""
-    hit = _scattered(jnp.zeros(x.shape, bool), dim, index, True, "set")
-    lowest = _bound(x.dtype, reduce)
-    start = x if include_self else jnp.where(hit, lowest, x)
+    start = x if replaced is None else jnp.where(replaced, _bound(x.dtype, reduce), x)
     fixed = jax.lax.stop_gradient
     best = _scattered(fixed(start), dim, index, fixed(src), _EXTREMES[reduce])
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return best
-    of_src = src == jnp.take_along_axis(best, index, axis(x, dim))
     # Torch counts an equal `self` even where it takes no part.
-    count = _scattered((x == best).astype(x.dtype), dim, index, of_src.astype(x.dtype), "add")
-    of_self = (x == best) & (include_self | ~hit)
-    # Zero in value; in the gradient, a share for each of the winners.
-    shares = _scattered(jnp.where(of_self, x - fixed(x), 0), dim, index, jnp.where(of_src, src - fixed(src), 0), "add")
-    return best + shares / jnp.maximum(count, 1)
+    of_self = x == best
+    own = jnp.where(of_self if replaced is None else of_self & ~replaced, slope(x), 0)
+    return best + _shares(best, dim, index, src, src == gather(best, dim, index), of_self, own)
+
+
+def scatter_extreme(start, dim, index, src, reduce):
+    """The largest or smallest of `start` and what is scattered into it; the gradient goes to `src` alone."""
+    fixed = jax.lax.stop_gradient
+    best = _scattered(fixed(start), dim, index, fixed(src), reduce)
+    wins = (src == gather(best, dim, index)) | jnp.isnan(src)
+    return best + _shares(best, dim, index, src, wins, jnp.zeros(best.shape, bool), jnp.zeros_like(best))
+
+
+def _shares(best, dim, index, src, wins, of_self, own):
+    """Zero in value; in the gradient, a share for each of the winners."""
+    count = _scattered(of_self.astype(best.dtype), dim, index, wins.astype(best.dtype), "add")
+    return _scattered(own, dim, index, jnp.where(wins, slope(src), 0), "add") / jnp.maximum(count, 1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def scattered_product(x: jax.Array, dim: int, index: jax.Array, src: jax.Array) -> jax.Array:
+    """`x` multiplied by the values of `src` where `index` points."""
+    return _scattered(x, dim, index, src, "multiply")
+
+
+@scattered_product.defjvp
+def _scattered_product_jvp(dim, primals, tangents):
+    """Each factor weighs the product of all the others, which is no quotient where it is zero."""
+    (x, index, src), (by_x, _, by_src) = primals, tangents
+    out = scattered_product(x, dim, index, src)
+    others = scattered_product(jnp.ones_like(x), dim, index, src)
+    zero = src == 0
+    zeros = _scattered(jnp.zeros_like(x), dim, index, zero.astype(x.dtype), "add")
+    alone = zero & (gather(zeros, dim, index) == 1)
+    without = gather(scattered_product(x, dim, index, jnp.where(alone, 1, src)), dim, index)
+    weight = jnp.where(alone, without, gather(out, dim, index) / jnp.where(zero, 1, src))
+    return out, _scattered(others * by_x, dim, index, weight * by_src, "add")
 
 
 def _bound(dtype, reduce):

@@ -1,7 +1,6 @@
 """Views and other changes of shape (aten/src/ATen/native/TensorShape.cpp, TensorTransformations.cpp).
 
-Sizes may be symbolic (`jax.export`), so nothing here counts elements. `as_strided` is absent: what it
-means depends on the strides of its input, which arrays here do not have.
+Sizes may be symbolic (`jax.export`), so nothing here counts elements. Views by strides are in `strided`.
 """
 
 from __future__ import annotations

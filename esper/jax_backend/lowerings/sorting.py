@@ -110,7 +110,10 @@ def nanmedian_dim(x, dim, keepdim=False):
 @in_float32
 def quantile(x, q, dim=None, keepdim=False, *, interpolation="linear"):
     """quantile(Tensor self, Tensor q, int? dim=None, bool keepdim=False, *, str interpolation='linear') -> Tensor"""
-    return jnp.quantile(x, jnp.asarray(q, x.dtype), axis=dim, keepdims=keepdim, method=interpolation)
+    q = jnp.asarray(q, x.dtype)
+    if x.ndim == 0:
+        return jnp.quantile(x[None], q, method=interpolation)
+    return jnp.quantile(x, q, axis=dim, keepdims=keepdim, method=interpolation)
 
 
 @lowers("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import special
 
+from esper.jax_backend.lowerings.special import digamma, lgamma
 from esper.jax_backend.promotion import in_float32, is_complex, is_floating, is_inexact, promote_to_float, to_float
 from esper.jax_backend.registry import lowers
+from esper.jax_backend.slope import slope
 
 
 @jax.custom_jvp
@@ -25,11 +27,6 @@ def _magnitude_jvp(primals, tangents):
     if is_complex(x):
         return size, jnp.real(jnp.conj(x) * t) / jnp.where(size == 0, 1, size)
     return size, t * sign(x)
-
-
-def _digamma(x):
-    # At zero torch has the limit, with the sign that zero has.
-    return jnp.where(x == 0, jnp.copysign(jnp.inf, -x), special.digamma(jnp.where(x == 0, 1, x)))
 
 
 @jax.custom_jvp
@@ -54,7 +51,7 @@ _FLOAT = {
     "cos": jnp.cos,
     "cosh": jnp.cosh,
     "deg2rad": jnp.deg2rad,
-    "digamma": _digamma,
+    "digamma": in_float32(digamma),
     "erf": special.erf,
     "erfc": special.erfc,
     "erfinv": special.erfinv,
@@ -62,7 +59,7 @@ _FLOAT = {
     "exp2": jnp.exp2,
     "expm1": jnp.expm1,
     "i0": in_float32(_i0),
-    "lgamma": special.gammaln,
+    "lgamma": in_float32(lgamma),
     "log": jnp.log,
     "log10": jnp.log10,
     "log1p": jnp.log1p,
@@ -98,12 +95,11 @@ _ALIASES = {
     "erfinv": ("special_erfinv",),
     "exp2": ("special_exp2",),
     "expm1": ("special_expm1",),
-    "i0": ("special_i0", "special_modified_bessel_i0"),
+    "i0": ("special_i0",),
     "lgamma": ("special_gammaln",),
     "log1p": ("special_log1p",),
     "sigmoid": ("special_expit",),
     "sinc": ("special_sinc",),
-    "special_i1": ("special_modified_bessel_i1",),
 }
 
 
@@ -144,8 +140,8 @@ def abs_(x):
 @lowers("aten.angle.default")
 def angle(x):
     """angle(Tensor self) -> Tensor"""
-    if is_complex(x):
-        return jnp.angle(x)
+    if is_complex(x):  # torch's derivative at 0 is 0
+        return jnp.where(x == 0, jax.lax.stop_gradient(jnp.angle(x)), jnp.angle(jnp.where(x == 0, 1, x)))
     # A real angle is constant on either side of zero; NaN stays.
     x = to_float(x)
     return jax.lax.stop_gradient(jnp.where(jnp.isnan(x), x, jnp.where(x < 0, math.pi, 0.0).astype(x.dtype)))
@@ -155,6 +151,16 @@ def angle(x):
 def frac(x):
     """frac(Tensor self) -> Tensor"""
     return x - jnp.trunc(x)
+
+
+@lowers("aten.frexp.Tensor")
+def frexp(x):
+    """frexp.Tensor(Tensor self) -> (Tensor mantissa, Tensor exponent)"""
+    value = jax.lax.stop_gradient(x)
+    mantissa, exponent = jnp.frexp(value)
+    exponent = jnp.where(jnp.isfinite(x), exponent, 0).astype(jnp.int32)
+    scale = jnp.exp2(-exponent.astype(x.dtype))
+    return jnp.where(jnp.isfinite(x), mantissa, value).astype(x.dtype) + slope(x) * scale, exponent
 
 
 @lowers("aten.logit.default", "aten.special_logit.default")
@@ -182,13 +188,6 @@ def nan_to_num(x, nan=None, posinf=None, neginf=None):
     return jnp.nan_to_num(x, nan=0.0 if nan is None else nan, posinf=posinf, neginf=neginf)
 
 
-@lowers("aten.polygamma.default", "aten.special_polygamma.default")
-def polygamma(n, x):
-    """polygamma(int n, Tensor self) -> Tensor"""
-    x = to_float(x)
-    return special.digamma(x) if n == 0 else special.polygamma(n, x)
-
-
 @lowers("aten.round.decimals", "aten.special_round.default")
 def round_decimals(x, *, decimals=0):
     """round.decimals(Tensor self, *, int decimals) -> Tensor"""
@@ -201,7 +200,10 @@ def round_decimals(x, *, decimals=0):
 @lowers("aten.sgn.default")
 def sgn(x):
     """sgn(Tensor self) -> Tensor"""
-    return x / jnp.where(x == 0, 1, jnp.abs(x)) if is_complex(x) else sign(x)
+    if not is_complex(x):
+        return sign(x)
+    other = jnp.where(x == 0, 1, x)  # torch's derivative at 0 is 0
+    return jnp.where(x == 0, 0, other / jnp.abs(other))
 
 
 @lowers("aten.sign.default")
@@ -221,16 +223,13 @@ def square(x):
 @lowers("aten.special_xlogy.default", "aten.special_xlogy.self_scalar", "aten.special_xlogy.other_scalar")
 def xlogy(x, other):
     """xlogy.Tensor(Tensor self, Tensor other) -> Tensor"""
-    return special.xlogy(*promote_to_float(x, other))
+    x, other = promote_to_float(x, other)
+    # Torch's derivative by x is 0 where log(other) has no finite value and x is 0.
+    return special.xlogy(jnp.where((x == 0) & (other <= 0), jax.lax.stop_gradient(x), x), other)
 
 
 @lowers("aten.special_xlog1py.default", "aten.special_xlog1py.self_scalar", "aten.special_xlog1py.other_scalar")
 def xlog1py(x, other):
     """special_xlog1py(Tensor self, Tensor other) -> Tensor"""
-    return special.xlog1py(*promote_to_float(x, other))
-
-
-@lowers("aten.special_zeta.default", "aten.special_zeta.self_scalar", "aten.special_zeta.other_scalar")
-def zeta(x, other):
-    """special_zeta(Tensor self, Tensor other) -> Tensor"""
-    return special.zeta(*promote_to_float(x, other))
+    x, other = promote_to_float(x, other)
+    return special.xlog1py(jnp.where((x == 0) & (other <= -1), jax.lax.stop_gradient(x), x), other)

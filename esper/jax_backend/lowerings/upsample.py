@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from esper.jax_backend.platform.precision import PRECISION, widen
+from esper.errors import RefusedError
+from esper.jax_backend.platform.precision import PRECISION, contract, widen
 from esper.jax_backend.registry import lowers
 
 _BILINEAR, _NEAREST, _BICUBIC = 0, 1, 2
@@ -74,6 +75,45 @@ def upsample_nearest_exact(x, output_size, *scales, **named):
     return _nearest(x, output_size, _scales(scales, named), 0.5)
 
 
+@lowers("aten._upsample_bicubic2d_aa.vec")
+def upsample_bicubic2d_aa_vec(input, output_size, align_corners, scale_factors):
+    """_upsample_bicubic2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""  # noqa: E501
+    size = _output_size(input, output_size, scale_factors)
+    return _resample(input, size, align_corners, scale_factors, _cubic_kernel, 2)
+
+
+@lowers("aten._upsample_bicubic2d_aa.default")
+def upsample_bicubic2d_aa(x, output_size, align_corners, *scales, **named):
+    """_upsample_bicubic2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor"""  # noqa: E501
+    return _resample(x, output_size, align_corners, _scales(scales, named), _cubic_kernel, 2)
+
+
+@lowers("aten._upsample_bilinear2d_aa.vec")
+def upsample_bilinear2d_aa_vec(input, output_size, align_corners, scale_factors):
+    """_upsample_bilinear2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""  # noqa: E501
+    size = _output_size(input, output_size, scale_factors)
+    return _resample(input, size, align_corners, scale_factors, _linear_kernel, 1)
+
+
+@lowers("aten._upsample_bilinear2d_aa.default")
+def upsample_bilinear2d_aa(x, output_size, align_corners, *scales, **named):
+    """_upsample_bilinear2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor"""  # noqa: E501
+    return _resample(x, output_size, align_corners, _scales(scales, named), _linear_kernel, 1)
+
+
+@lowers("aten._upsample_lanczos2d_aa.vec")
+def upsample_lanczos2d_aa_vec(input, output_size, align_corners, scale_factors):
+    """_upsample_lanczos2d_aa.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""  # noqa: E501
+    size = _output_size(input, output_size, scale_factors)
+    return _resample(input, size, align_corners, scale_factors, _lanczos_kernel, 3)
+
+
+@lowers("aten._upsample_lanczos2d_aa.default")
+def upsample_lanczos2d_aa(x, output_size, align_corners, *scales, **named):
+    """_upsample_lanczos2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor"""  # noqa: E501
+    return _resample(x, output_size, align_corners, _scales(scales, named), _lanczos_kernel, 3)
+
+
 @lowers("aten.upsample_bicubic2d.vec")
 def upsample_bicubic2d_vec(input, output_size, align_corners, scale_factors):
     """upsample_bicubic2d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""  # noqa: E501
@@ -101,6 +141,13 @@ def upsample_linear(x, output_size, align_corners, *scales, **named):
 def _cubic(places, size):
     """For each tap: where it stands and its weight."""
     return [(np.clip(at, 0, size - 1), weight) for at, weight in _cubic_taps(places, np)]
+
+
+def _cubic_kernel(distance):
+    """The cubic that Pillow resizes with: its slope parameter is not that of `upsample_bicubic2d`."""
+    x = np.abs(distance)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0)).astype(x.dtype)
 
 
 def _cubic_taps(places, xp=jnp):
@@ -144,12 +191,20 @@ def _interpolate(x, output_size, align_corners, scales, kind):
     return out.astype(x.dtype)
 
 
+def _lanczos_kernel(distance):
+    return np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0).astype(distance.dtype)
+
+
 def _linear(places, size):
     places = np.maximum(places, 0)
     below = np.minimum(np.floor(places), size - 1)
     above = np.minimum(below + 1, size - 1)
     weight = np.clip(places - below, 0, 1)
     return [(below, 1 - weight), (above, weight)]
+
+
+def _linear_kernel(distance):
+    return np.maximum(1 - np.abs(distance), 0)
 
 
 def _linear_taps(places):
@@ -187,12 +242,35 @@ def _output_size(x, output_size, scale_factors):
 
 def _places(size, count, scale, align_corners, dtype):
     """Where each of `count` outputs falls on `size` inputs."""
-    real = dtype.type
-    at = np.arange(count, dtype=dtype)
-    if align_corners:
-        return at * (real(size - 1) / real(count - 1) if count > 1 else real(0))
-    step = real(1 / scale) if scale else real(size) / real(count)
-    return step * (at + real(0.5)) - real(0.5)
+    half = dtype.type(0 if align_corners else 0.5)
+    return _step(size, count, scale, align_corners, dtype) * (np.arange(count, dtype=dtype) + half) - half
+
+
+def _resample(x, output_size, align_corners, scales, kernel, reach):
+    """Resizing by averages: `kernel` reaches `reach` outputs to either side where there are fewer of them."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise RefusedError(f"resizing a map of {x.dtype} with antialias=True is not supported: cast it to float first")
+    out = widen(x)
+    first = x.ndim - len(output_size)
+    for i, count in enumerate(output_size):
+        axis = first + i
+        step = _step(x.shape[axis], count, None if scales is None else scales[i], align_corners, np.dtype(out.dtype))
+        weights = jnp.asarray(_averages(x.shape[axis], count, step, kernel, reach))
+        out = jnp.moveaxis(contract(out, weights, ((axis,), (1,))), -1, axis)
+    return out.astype(x.dtype)
+
+
+def _averages(size, count, step, kernel, reach):
+    """What each of `size` inputs weighs in each of `count` outputs, (count, size)."""
+    real = type(step)
+    stretch = max(step, real(1))
+    centres = step * (np.arange(count, dtype=real) + real(0.5))[:, None]
+    low, high = (np.trunc(centres + side * stretch * real(reach) + real(0.5)) for side in (-1, 1))
+    at = np.arange(size, dtype=real)
+    weights = kernel((at - centres + real(0.5)) / stretch)
+    weights = np.where((at >= low) & (at < high), weights, real(0))
+    total = weights.sum(1, keepdims=True)
+    return np.divide(weights, total, out=weights, where=total != 0)
 
 
 def _sample(x, taps):
@@ -223,6 +301,14 @@ def _scales(positional, named):
     """The scale of each dimension, from ATen's arguments scales_d, scales_h, scales_w (or scales)."""
     scales = [*positional, *named.values()]
     return scales if any(scales) else None
+
+
+def _step(size, count, scale, align_corners, dtype):
+    """How many inputs each output is on from the one before."""
+    real = dtype.type
+    if align_corners:
+        return real(size - 1) / real(count - 1) if count > 1 else real(0)
+    return real(1 / scale) if scale else real(size) / real(count)
 
 
 def _unnormalise(place, size, align_corners):
