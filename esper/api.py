@@ -175,14 +175,12 @@ def certificate(model: MorphableModel, module: nn.Module, probe: Any = None) -> 
 
 
 def _check_arguments(module: Any, seeds_per_layer: Any, cache_size_mb: Any) -> None:
-    from torch import jit, nn
+    from torch import nn
 
     if isinstance(module, MorphableModel):
         raise WrapError("this model is wrapped already")
     if not isinstance(module, nn.Module):
         raise WrapError(f"wrap takes a torch.nn.Module instance, not {type(module).__name__}: {module!r:.80}")
-    if isinstance(module, jit.ScriptModule):
-        raise WrapError("a scripted module cannot be wrapped: wrap the nn.Module it was scripted from")
     for name, value in (("seeds_per_layer", seeds_per_layer), ("cache_size_mb", cache_size_mb)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise WrapError(f"{name} is a whole number, not {value!r}")

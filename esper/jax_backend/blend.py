@@ -67,4 +67,7 @@ def blend(
             output = jnp.where(on, output + alpha[place].astype(host.dtype) * made, output)
         return output
 
-    return lax.cond(jnp.any(live), grown, lambda host, input: host, host, input)
+    any_live = jnp.any(live)
+    made = lax.cond(any_live, grown, lambda host, input: jnp.zeros_like(host), host, input)
+    # The select reads `host` where it lies: what follows sums in the order it has without kernels, to the last bit.
+    return jnp.where(any_live, made, host)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count, repeat
+from itertools import count, groupby, repeat
 from typing import Any
 
 import jax
@@ -40,7 +40,8 @@ def evaluate(
         grafts: For each layer with kernels, a function of the layer's (output, input, key).
 
     Returns:
-        The outputs in leaf order (`program.out_tree` is their structure), and all buffers, updated.
+        The outputs in leaf order (`program.out_tree` is their structure), and all buffers, updated, with those
+        parameters that the Program writes into.
 
     Raises:
         UnsupportedOpError: Listing every operator without a lowering.
@@ -61,16 +62,21 @@ def _evaluate(
     grafts: Grafts,
 ) -> tuple[list[Any], dict[str, jax.Array]]:
     values = _start(program, params, buffers, inputs, constants)
-    last_use = _last_uses(program)
+    steps = _steps(program)
+    last_use = _last_uses(program, steps)
     keys = _keys(key)
-    for place, node in enumerate(program.nodes):
-        _run(node, values, keys, grafts)
-        for name in last_use.get(place, ()):
-            del values[name]  # long chains of dead intermediates would otherwise live until the end
+    for step, dead in zip(steps, last_use, strict=True):
+        extras = [_extra(node, keys, grafts) for node in step]
+        if step[0].region:
+            values |= _run_region(step, extras, values, dead)
+        else:
+            _run(step[0], extras[0], values)
+        for name in dead:
+            values.pop(name, None)  # long chains of dead intermediates would otherwise live until the end
     outputs, updated = [], dict(buffers)
     for spec in program.outputs:
         value = resolve(spec.value, values)
-        if spec.kind == "buffer":
+        if spec.kind != "user":
             updated[spec.target] = value
         else:
             outputs.append(value)
@@ -116,7 +122,35 @@ def _keys(key: jax.Array | None) -> tuple[Iterator[jax.Array | None], Iterator[j
     return (jax.random.fold_in(key, i) for i in count()), (jax.random.fold_in(kernels, i) for i in count())
 
 
-def _run(node: Node, values: dict[str, Any], keys: tuple[Iterator[Any], Iterator[Any]], grafts: Grafts) -> None:
+def _steps(program: Program) -> list[list[Node]]:
+    """The nodes one by one, those of a region together."""
+    steps: list[list[Node]] = []
+    for region, nodes in groupby(program.nodes, lambda node: node.region):
+        found = list(nodes)
+        steps += [found] if region else [[node] for node in found]
+    return steps
+
+
+def _run_region(
+    nodes: Sequence[Node], extras: Sequence[dict[str, Any]], values: Mapping[str, Any], dead: Collection[str]
+) -> dict[str, Any]:
+    """What a region makes for later nodes; its backward computes the rest again. Keys come from outside of it."""
+    static: dict[str, Any] = {}
+
+    @jax.checkpoint
+    def run() -> dict[str, jax.Array]:
+        held = dict(values)
+        for node, extra in zip(nodes, extras, strict=True):
+            _run(node, extra, held)
+        made = {name: held[name] for node in nodes for name in node.outputs if name not in dead}
+        static.update({name: value for name, value in made.items() if not isinstance(value, jax.Array)})
+        return {name: value for name, value in made.items() if name not in static}
+
+    return {**run(), **static}
+
+
+def _extra(node: Node, keys: tuple[Iterator[Any], Iterator[Any]], grafts: Grafts) -> dict[str, Any]:
+    """What the node's rule takes besides the operator's arguments."""
     found = lowering(node.op)
     extra: dict[str, Any] = {}
     if found.draws_at(node):
@@ -125,10 +159,14 @@ def _run(node: Node, values: dict[str, Any], keys: tuple[Iterator[Any], Iterator
         extra |= {"grafts": grafts, "key": next(keys[1])}
     if found.bodies:
         extra["run"] = partial(_run_body, grafts=grafts)
+    return extra
+
+
+def _run(node: Node, extra: Mapping[str, Any], values: dict[str, Any]) -> None:
     with jax.named_scope(node.scope or "root"):
         try:
             kwargs = {name: resolve(value, values) for name, value in node.kwargs}
-            made = found.rule(*resolve(node.args, values), **kwargs, **extra)
+            made = lowering(node.op).rule(*resolve(node.args, values), **kwargs, **extra)
         except RefusedError as error:  # the rule knows why, the node knows where
             raise RefusedError(f"{node.op} at {node.scope or '(root)'} ({node.source}): {error}") from None
     if node.multiple:
@@ -150,17 +188,15 @@ def resolve(value: Any, values: Mapping[str, Any]) -> Any:
     return dtype_of(value.name) if isinstance(value, DType) else value
 
 
-def _last_uses(program: Program) -> dict[int, list[str]]:
-    """For each node's place, the values nobody reads after it."""
+def _last_uses(program: Program, steps: Sequence[Sequence[Node]]) -> list[list[str]]:
+    """For each step, the values nobody reads after it."""
     kept = {spec.value.name for spec in program.outputs if isinstance(spec.value, Ref)}
     last: dict[str, int] = {}
-    for place, node in enumerate(program.nodes):
-        for name in node.outputs:
-            last[name] = place
-        for ref in node.refs():
-            last[ref.name] = place
-    freed: dict[int, list[str]] = {}
+    for place, step in enumerate(steps):
+        for node in step:
+            last |= dict.fromkeys((*node.outputs, *(ref.name for ref in node.refs())), place)
+    freed: list[list[str]] = [[] for _ in steps]
     for name, place in last.items():
         if name not in kept:
-            freed.setdefault(place, []).append(name)
+            freed[place].append(name)
     return freed

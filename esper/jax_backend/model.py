@@ -60,7 +60,8 @@ class MorphableModel(struct.PyTreeNode):
             kwargs: As for the module's forward.
 
         Returns:
-            The outputs in the module's own containers, and the model with its buffers and seeds moved on.
+            The outputs in the module's own containers, and the model with its buffers and seeds moved on, and with
+            them the parameters that the forward itself writes into (`nn.Embedding(max_norm=...)`).
 
         Raises:
             TraceError: The module cannot be captured for these inputs.
@@ -71,8 +72,8 @@ class MorphableModel(struct.PyTreeNode):
         call = prepare(source, args, kwargs, train)
         check_lowered(call.program)
         check_key(call.program, key)
-        arrays, buffers, seeds = _run(self, call.program, call.tensors, key, self._late_constants())
-        moved = self if self.structure.shadow else self.replace(buffers=buffers, seeds=seeds)
+        arrays, state, seeds = _run(self, call.program, call.tensors, key, self._late_constants())
+        moved = self if self.structure.shadow else self._moved(state).replace(seeds=seeds)
         return assemble(source, call, arrays), moved
 
     @property
@@ -123,6 +124,14 @@ class MorphableModel(struct.PyTreeNode):
             f"{self.structure.seeds_per_layer} seeds, kernels={held})"
         )
 
+    def _moved(self, state: Mapping[str, jax.Array]) -> MorphableModel:
+        """The model with these buffers and parameters."""
+        host = self.params["host"]
+        written = {name: array for name, array in state.items() if name in host}
+        buffers = {name: array for name, array in state.items() if name not in host}
+        params = {**self.params, "host": {**host, **written}} if written else self.params
+        return self.replace(params=params, buffers=buffers)
+
     def _late_constants(self) -> dict[str, jax.Array]:
         """What the captures turned out to close over besides `constants`."""
         return {n: array for n, array in constants(self.structure.source).items() if n not in self.constants}
@@ -144,8 +153,8 @@ def _run(
     key: jax.Array | None,
     late_constants: dict[str, jax.Array],
 ) -> tuple[list[jax.Array], dict[str, jax.Array], SeedState]:
-    """The forward as one compiled program: array outputs, buffers and seeds."""
-    outputs, buffers = evaluate(
+    """The forward as one compiled program: array outputs, buffers and written parameters, and seeds."""
+    outputs, state = evaluate(
         program,
         model.params["host"],
         model.buffers,
@@ -157,7 +166,7 @@ def _run(
     user = [spec.value for spec in program.outputs if spec.kind == "user"]
     arrays = [output for output, value in zip(outputs, user, strict=True) if is_array(program, value)]
     ages = program.train and model.structure.kernels and not model.structure.shadow
-    return arrays, buffers, model.seeds.grown_older() if ages else model.seeds
+    return arrays, state, model.seeds.grown_older() if ages else model.seeds
 
 
 def _grafts(model: MorphableModel, train: bool) -> dict[str, Any]:

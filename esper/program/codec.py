@@ -77,7 +77,9 @@ def _read_type(found: list[Any]) -> TensorType:
 
 
 def _node(node: Node) -> dict[str, Any]:
+    region = {"region": node.region} if node.region else {}
     return {
+        **region,
         "op": node.op,
         "args": _literal(node.args),
         "kwargs": [[key, _literal(value)] for key, value in node.kwargs],
@@ -97,6 +99,7 @@ def _read_node(body: dict[str, Any]) -> Node:
         multiple=body["multiple"],
         scope=body["scope"],
         source=body["source"],
+        region=body.get("region", ""),
     )
 
 

@@ -60,6 +60,8 @@ class Node:
         multiple: Whether the operator returns a sequence (even of one).
         scope: Dotted path of the module in the user's model, "" for the root.
         source: "file.py:line" in the user's code.
+        region: Nodes of one region stand together; a backward computes them again instead of keeping what they
+            made. "" for nodes of none.
     """
 
     op: str
@@ -69,6 +71,7 @@ class Node:
     multiple: bool = False
     scope: str = ""
     source: str = ""
+    region: str = ""
 
     def refs(self) -> Iterator[Ref]:
         """Every value this node reads, in order."""
@@ -101,9 +104,9 @@ class OutputSpec:
     """A value the Program ends with.
 
     Attributes:
-        kind: "user" or "buffer".
+        kind: "user", "buffer", or "param" for a parameter that the forward writes into.
         value: A Ref, or a literal for outputs that are not tensors.
-        target: The buffer's torch name, else "".
+        target: The buffer's or parameter's torch name, else "".
     """
 
     kind: str
@@ -118,7 +121,7 @@ class Program:
     Attributes:
         inputs: Params, buffers and constants by name, then the user's tensors in leaf order.
         nodes: In order of execution.
-        outputs: Buffer updates and the user's outputs.
+        outputs: Buffer and parameter updates and the user's outputs.
         out_tree: Structure of the user's outputs.
         types: Shape and dtype of each tensor value.
         ranges: Valid range (low, high or None) of each symbolic size.

@@ -18,16 +18,16 @@ def _lines(program: Program) -> Iterator[str]:
     yield f"Program ({mode}, {len(program.nodes)} nodes)"
     for spec in program.inputs:
         yield f"  {spec.kind:<8} %{spec.name}: {spec.type}  {spec.target}"
-    scope: str | None = None
+    heading: tuple[str, str] | None = None
     for node in program.nodes:
-        if node.scope != scope:
-            scope = node.scope
-            yield f"  # {scope or '(root)'}"
+        if (node.scope, node.region) != heading:
+            heading = node.scope, node.region
+            yield f"  # {node.scope or '(root)'}" + (f", {node.region}" if node.region else "")
         yield f"  {_node(program, node)}"
         for body in node.bodies():
             yield from (f"    {line}" for line in _lines(body))
     for spec in program.outputs:
-        place = f"buffer {spec.target}" if spec.kind == "buffer" else "return"
+        place = "return" if spec.kind == "user" else f"{spec.kind} {spec.target}"
         yield f"  {place}: {_value(spec.value)}"
     for symbol, (low, high) in program.ranges.items():
         yield f"  where {low} <= {symbol}" + (f" <= {high}" if high is not None else "")

@@ -22,7 +22,7 @@ class Tree:
     """The structure of a nested value: containers, their keys, and where the leaves go.
 
     Attributes:
-        kind: "leaf", "none", "tuple", "list", "dict", "ordered_dict", "namedtuple" or "dataclass".
+        kind: "leaf", "none", "tuple", "list", "slice", "dict", "ordered_dict", "namedtuple" or "dataclass".
         children: One Tree for each member.
         keys: Dictionary keys or field names, in order.
         path: "module:qualname" of a namedtuple or dataclass, else "".
@@ -48,7 +48,7 @@ class Tree:
             yield from child.paths(f"{prefix}{key}")
 
     def _member_keys(self) -> list[str]:
-        if self.kind in ("namedtuple", "dataclass"):
+        if self.kind in ("namedtuple", "dataclass", "slice"):
             return [f".{key}" for key in self.keys]
         return [f"[{key!r}]" for key in (self.keys or range(len(self.children)))]
 
@@ -60,7 +60,7 @@ def flatten(value: Any, open_unknown: Opener | None = None) -> tuple[list[Any], 
     """Takes `value` apart.
 
     Args:
-        value: Any nesting of tuples, lists, dicts, namedtuples and dataclasses; the rest are leaves.
+        value: Any nesting of tuples, lists, slices, dicts, namedtuples and dataclasses; the rest are leaves.
         open_unknown: Given a would-be leaf, returns a plain container that stands for it, or None.
 
     Returns:
@@ -105,6 +105,8 @@ def _take_apart(value: Any) -> tuple[str, list[Any], list[Any], type | None] | N
         return "namedtuple", list(value), list(fields), cls
     if isinstance(value, list):
         return "list", list(value), [], None
+    if isinstance(value, slice):
+        return "slice", [value.start, value.stop, value.step], ["start", "stop", "step"], None
     if isinstance(value, OrderedDict):
         return "ordered_dict", list(value.values()), list(value), None
     if isinstance(value, Mapping):
@@ -122,6 +124,8 @@ def _build(tree: Tree, leaves: Iterator[Any]) -> Any:
     members = [_build(child, leaves) for child in tree.children]
     if tree.kind in ("tuple", "list"):
         return tuple(members) if tree.kind == "tuple" else members
+    if tree.kind == "slice":
+        return slice(*members)
     named = dict(zip(tree.keys, members, strict=True))
     if tree.kind == "ordered_dict":
         return OrderedDict(named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 from esper.errors import ProgramError
@@ -9,7 +10,7 @@ from esper.program import sizes
 from esper.program.graph import DType, Program, Ref
 
 _INPUT_KINDS = ("param", "buffer", "constant", "user")
-_OUTPUT_KINDS = ("user", "buffer")
+_OUTPUT_KINDS = ("user", "buffer", "param")
 _LITERALS = (bool, int, float, complex, str, DType, Ref, Program, type(None))
 
 
@@ -18,7 +19,7 @@ def verify(program: Program) -> Program:
 
     Raises:
         ProgramError: Listing every defect: a value read before it is made, made twice, an unknown
-            kind, a literal that is not plain data, an output structure that does not fit.
+            kind, a literal that is not plain data, a region in several pieces, an output structure that does not fit.
     """
     defects = _defects(program)
     if defects:
@@ -27,7 +28,7 @@ def verify(program: Program) -> Program:
 
 
 def _defects(program: Program) -> list[str]:
-    return [*_inputs(program), *_nodes(program), *_outputs(program), *_guards(program)]
+    return [*_inputs(program), *_nodes(program), *_regions(program), *_outputs(program), *_guards(program)]
 
 
 def _inputs(program: Program) -> list[str]:
@@ -49,17 +50,22 @@ def _nodes(program: Program) -> list[str]:
     return defects
 
 
+def _regions(program: Program) -> list[str]:
+    runs = [region for region, _ in groupby(node.region for node in program.nodes) if region]
+    return [f"region {region!r} is interrupted" for region in sorted({r for r in runs if runs.count(r) > 1})]
+
+
 def _outputs(program: Program) -> list[str]:
     known = {spec.name for spec in program.inputs} | {name for node in program.nodes for name in node.outputs}
-    buffers = {spec.target for spec in program.inputs if spec.kind == "buffer"}
+    held = {(spec.kind, spec.target) for spec in program.inputs}
     defects = []
     for spec in program.outputs:
         if spec.kind not in _OUTPUT_KINDS:
             defects.append(f"an output is of kind {spec.kind!r}")
         if isinstance(spec.value, Ref) and spec.value.name not in known:
             defects.append(f"output %{spec.value.name} is never made")
-        if spec.kind == "buffer" and spec.target not in buffers:
-            defects.append(f"the updated buffer {spec.target!r} is not an input")
+        if spec.kind != "user" and (spec.kind, spec.target) not in held:
+            defects.append(f"the updated {spec.kind} {spec.target!r} is not an input")
     returned = sum(spec.kind == "user" for spec in program.outputs)
     if returned != program.out_tree.leaves:
         defects.append(f"{returned} outputs for a structure of {program.out_tree.leaves} leaves")

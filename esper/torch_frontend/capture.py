@@ -10,7 +10,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -18,14 +18,21 @@ import torch
 import torch.fx.experimental._config as shape_config
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import checkpoint
 
 from esper.errors import RefusedError, TraceError
 from esper.program import Tree, flatten, unflatten
+from esper.torch_frontend.checks import unchecked
+from esper.torch_frontend.flex import kernelless, trim
+from esper.torch_frontend.forwards import blind_forwards
 from esper.torch_frontend.functions import Function, Joint, joint, known, opaque
 from esper.torch_frontend.gradients import Hooks, keep_gradients
+from esper.torch_frontend.mode_regions import whole_regions
 from esper.torch_frontend.overrides import Overrides, cumulative_batch_norm
 from esper.torch_frontend.places import user_line
+from esper.torch_frontend.regions import checkpoints
+from esper.torch_frontend.scripted import forget_plans, one_by_one, refuse_modes
+from esper.torch_frontend.skeleton import restored
+from esper.torch_frontend.tied import aliases, merge
 
 PREFIX = "module"  # where the user's module hangs inside `_Flat`
 
@@ -35,6 +42,8 @@ class Seen:
 
     out_tree: Tree
     assigned: tuple[str, ...]  # buffers that forward replaced; their values follow the outputs
+    changed: Mapping[str, int | float]  # Python numbers and flags that forward changed, as they were before
+    dropped: tuple[str, ...] = ()  # places of the user's checks of values, which were left out
 
     def __init__(self) -> None:
         self.calls: dict[str, Function] = {}
@@ -56,8 +65,9 @@ class _Flat(nn.Module):
         leaves = [next(given) if leaf is _TENSOR else leaf for leaf in self._leaves]
         args, kwargs = unflatten(self._call, leaves)
         held = dict(self.module.named_buffers())
-        with Overrides():
+        with restored(self.module) as changed, Overrides():
             out = self.module(*args, **kwargs)
+        self.seen.changed = changed
         assigned = _assigned(self.module, held)
         outputs, out_tree = flatten(out, _open_object)
         self.seen.out_tree, self.seen.assigned = out_tree, tuple(assigned)
@@ -67,10 +77,11 @@ class _Flat(nn.Module):
 def _assigned(module: nn.Module, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The buffers that a forward replaced (`self.buffer = value`), which capture would lose; puts the old ones back."""
     found = {}
+    owners = dict(module.named_modules(remove_duplicate=False))
     for name, before in held.items():
         path, _, own = name.rpartition(".")
-        owner = module.get_submodule(path)
-        now = owner._buffers.get(own)
+        owner = owners[path]
+        now = dict(owner._buffers.items()).get(own)
         if now is before:
             continue
         if now is None:
@@ -106,13 +117,17 @@ def export(
     dynamic_shapes = (shapes,) if shapes else None
     calls = flat.seen.calls
     _refuse_backward_hooks(flat.module)
-    with _quiet(), _export_settings(), known(calls), _kept_meanings():
+    refuse_modes(flat.module)
+    forget_plans(flat.module)
+    with _quiet(), _export_settings(), known(calls), _kept_meanings(), unchecked() as dropped:
         try:
             captured = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic_shapes, strict=False)
         except TraceError:
             raise
         except Exception as error:  # torch.export raises every kind of exception: all become one, with the cause kept
             raise TraceError(_explain(error)) from error
+    flat.seen.dropped = tuple(dropped)
+    merge(captured, aliases(flat.module), PREFIX)
     keep_gradients(captured, calls, {f"{PREFIX}.{name}": found for name, found in (hooks or {}).items()})
     return captured
 
@@ -126,9 +141,10 @@ def functionalise(
         The capture, and the graphs of the functions with a backward of their own that stand in it.
     """
     calls = flat.seen.calls
-    with _quiet(), _export_settings(), known(calls):
+    with _quiet(), _export_settings(), known(calls), kernelless():
         try:
             made = captured.run_decompositions(dict(decompositions))
+            trim(made.graph_module)
             return made, _joints(made.graph_module, calls, decompositions)
         except TraceError:
             raise
@@ -155,12 +171,14 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Export warns of its own deprecations and of attributes that modules cache in forward.
         warnings.simplefilter("ignore")
-        was = _FAKE_LOG.disabled
-        _FAKE_LOG.disabled = True  # it logs every failure of a capture, which the error reports once
+        was = [log.disabled for log in _LOGS]
+        for log in _LOGS:
+            log.disabled = True  # they log every failure of a capture, which the error reports once
         try:
             yield
         finally:
-            _FAKE_LOG.disabled = was
+            for log, disabled in zip(_LOGS, was, strict=True):
+                log.disabled = disabled
 
 
 @contextmanager
@@ -169,30 +187,13 @@ def _export_settings() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Oblivious to 0 and 1: what the model assumes of a size becomes a guard instead of a silent branch.
-        with torch.enable_grad(), shape_config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.enable_grad(), one_by_one(), shape_config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
-
-
-@contextmanager
-def _checkpoints_inline() -> Iterator[None]:
-    """Checkpoints run their function in the open: recomputing it is no part of its meaning."""
-
-    def inline(_cls: type, function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
-
-    def plain(*_args: Any, **_kwargs: Any) -> Iterator[None]:
-        yield
-
-    with (
-        patch.object(checkpoint.CheckpointFunction, "apply", classmethod(inline)),
-        patch.object(checkpoint, "_checkpoint_without_reentrant_generator", plain),
-    ):
-        yield
+_LOGS = [logging.getLogger(f"torch.{n}") for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
 
 
 @contextmanager
@@ -235,12 +236,26 @@ def _refuse_saved_tensor_hooks() -> Iterator[None]:
 
 @contextmanager
 def _refuse_seeding() -> Iterator[None]:
-    """A seed set inside a forward would be ignored: draws come from the call's key."""
+    """A seed set inside a forward would be ignored: draws come from the call's key.
 
-    def refuse(*_args: Any, **_kwargs: Any) -> Any:
-        raise RefusedError(f"torch.manual_seed at {user_line()}: draws come from the call's `key`. Set that instead.")
+    One that was itself drawn (`torch.seed()`) says only that draws are random, which they are.
+    """
+    drawn: set[int] = set()
 
-    with patch.object(torch, "manual_seed", refuse), patch.object(torch.random, "manual_seed", refuse):
+    def draw() -> int:
+        drawn.add(2**62 + len(drawn))
+        return max(drawn)
+
+    def refuse(seed: int) -> None:
+        if seed not in drawn:
+            raise RefusedError(
+                f"torch.manual_seed at {user_line()}: draws come from the call's `key`. Set that instead."
+            )
+
+    places = [(torch, "manual_seed", refuse), (torch.random, "manual_seed", refuse), (torch, "seed", draw)]
+    with ExitStack() as stack:
+        for owner, name, replacement in places:
+            stack.enter_context(patch.object(owner, name, replacement))
         yield
 
 
@@ -249,11 +264,14 @@ def _kept_meanings() -> Iterator[None]:
     """What must be in place while a user's forward is traced."""
     with (
         opaque(),
-        _checkpoints_inline(),
+        checkpoints(),
         _inference_is_no_grad(),
         _refuse_saved_tensor_hooks(),
         _refuse_seeding(),
         cumulative_batch_norm(),
+        blind_forwards(),
+        kernelless(),
+        whole_regions(),
     ):
         yield
 

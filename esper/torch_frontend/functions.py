@@ -158,6 +158,8 @@ def opaque() -> Iterator[None]:
 
 
 _ORIGINAL: list[FunctionType] = []
+# Functions that save memory: their forward runs under no_grad, their backward runs it again and is autograd's own.
+_RECOMPUTING = frozenset(("transformers.models.reformer.modeling_reformer._ReversibleFunction",))
 
 
 class _Applied:
@@ -174,6 +176,9 @@ def applied(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a custom function's `apply` does inside a capture."""
     if cls.__module__.split(".")[0] == "torch":  # torch's own plumbing, of custom operators for one
         return _ORIGINAL[-1](cls, *args, **kwargs)
+    if f"{cls.__module__}.{cls.__qualname__}" in _RECOMPUTING:
+        with patch.object(torch.no_grad, "__enter__"), patch.object(torch.no_grad, "__exit__"):
+            return cls.forward(_Context(cls, ()), *args, **kwargs)
     return _stand_in(cls, args, kwargs)
 
 

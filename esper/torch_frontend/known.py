@@ -15,10 +15,13 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
 _LARGEST = 4096  # elements
-_MAKERS = (torch.tensor, torch.as_tensor)
+_MAKERS = (torch.tensor, torch.as_tensor, torch.arange)
 _READERS = tuple(getattr(torch.Tensor, n) for n in ("tolist", "item", "__int__", "__float__", "__bool__", "__index__"))
 _FOLLOWED = (
     *(torch.sort, torch.index_select, torch.argsort, torch.max, torch.min, torch.sum, torch.cumsum, torch.flip),
+    *(torch.cat, torch.stack),
+    *(getattr(torch.Tensor, n) for n in ("unsqueeze", "squeeze", "expand", "view", "reshape", "add", "sub", "mul")),
+    *(getattr(torch.Tensor, n) for n in ("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__")),
     *(getattr(torch.Tensor, n) for n in ("sort", "index_select", "argsort", "max", "min", "sum", "cumsum", "flip")),
     *(getattr(torch.Tensor, n) for n in ("to", "cpu", "long", "int", "__getitem__", "clone", "detach")),
     *(getattr(torch.Tensor, n) for n in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")),
@@ -42,9 +45,10 @@ def follow(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
     leaves = pytree.tree_leaves((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     # A symbolic size is no number yet: asking it for one would fix it.
-    made = func in _MAKERS and not any(isinstance(leaf, torch.Tensor | torch.SymInt) for leaf in leaves)
+    plain = not any(isinstance(leaf, torch.SymInt) for leaf in leaves)
+    made = func in _MAKERS and not tensors
     followed = func in _FOLLOWED and tensors and all(known_values(tensor) is not None for tensor in tensors)
-    if made or followed:
+    if plain and (made or followed):
         _remember(out, _really(func, args, kwargs))
     return out
 

@@ -7,6 +7,7 @@ by a formulation with the same values and gradients.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from esper.errors import RefusedError
 from esper.torch_frontend import packed
+from esper.torch_frontend.checks import goes_on
+from esper.torch_frontend.draws import random_
 from esper.torch_frontend.known import follow, known_values
 from esper.torch_frontend.places import user_line
 
@@ -37,6 +40,10 @@ class Overrides(TorchFunctionMode):
         replacement = _FUNCTIONS.get(func)
         if replacement is None and func in _RECURRENT and _is_packed(args):
             replacement = _RECURRENT[func]
+        if func is torch.Tensor.__bool__ and known_values(args[0]) is None:
+            passing = goes_on(sys._getframe(1))
+            if passing is not None:
+                return passing
         if replacement is None:
             return follow(func, args, given)
         with self:  # what a replacement calls is looked at as well
@@ -87,7 +94,7 @@ def _ctc_loss(
     """`F.ctc_loss` and `torch.ctc_loss`."""
     batched = log_probs.dim() == 3
     given = log_probs if batched else log_probs.unsqueeze(1)
-    labels = targets if batched or targets.dim() != 1 else targets.unsqueeze(0)
+    labels = _packed_to_the_left(targets) if batched else targets.unsqueeze(0) if targets.dim() == 1 else targets
     lengths = [torch.as_tensor(value, dtype=torch.int64).reshape(-1) for value in (input_lengths, target_lengths)]
     losses = torch.ops.esper.ctc_loss(given, labels, *lengths, blank)
     if zero_infinity:
@@ -112,6 +119,22 @@ def ctc_loss(
 
 
 ctc_loss.register_fake(lambda log_probs, *_: log_probs.new_empty(log_probs.shape[1]))
+
+
+def _masked_select(input: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`torch.masked_select`, whose size depends on data; what it selects from is noted (see `_packed_to_the_left`)."""
+    selected = torch.ops.aten.masked_select.default(input, mask)
+    selected._esper_selected = (input, mask)  # pyright: ignore[reportAttributeAccessIssue]
+    return selected
+
+
+def _packed_to_the_left(tensor: torch.Tensor) -> torch.Tensor:
+    """A selection by a mask with what it left out after it: its size depends on no data, and nobody reads the rest."""
+    input, mask = getattr(tensor, "_esper_selected", (None, None))
+    if input is None or mask is None:
+        return tensor
+    values, chosen = (whole.reshape(-1) for whole in torch.broadcast_tensors(input, mask))
+    return values[torch.argsort((~chosen).to(torch.int32), stable=True)]
 
 
 def _gaussian_nll_loss(
@@ -267,7 +290,9 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.corrcoef: _corrcoef,
     torch.Tensor.cov: _cov,
     torch.Tensor.istft: _istft,
+    torch.Tensor.masked_select: _masked_select,
     torch.Tensor.narrow: _narrow,
+    torch.Tensor.random_: random_,
     torch.autograd.grad: _grad,
     torch.combinations: _combinations,
     torch.corrcoef: _corrcoef,
@@ -275,6 +300,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.ctc_loss: _ctc_loss,
     torch.istft: _istft,
     torch.linalg.lstsq: _lstsq,
+    torch.masked_select: _masked_select,
     torch.narrow: _narrow,
     _VF._pack_padded_sequence: packed.pack,
     _VF._pad_packed_sequence: packed.pad,

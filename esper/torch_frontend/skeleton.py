@@ -7,7 +7,6 @@ touches, which cost address space and no memory. The user's module is never held
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CellType, FunctionType
@@ -15,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.parameter import is_lazy
 
 from esper.errors import DTypeError, WrapError
+from esper.torch_frontend import scripted
 
 
 def skeleton(module: nn.Module) -> nn.Module:
@@ -27,13 +28,16 @@ def skeleton(module: nn.Module) -> nn.Module:
         WrapError: The module holds something that cannot be copied.
     """
     memo: dict[int, object] = {}
-    for name, tensor in _registered(module):
-        memo[id(tensor)] = _hollow(name, tensor)
+    for name, parameter in module.named_parameters():
+        memo[id(parameter)] = nn.Parameter(_hollow(name, parameter), requires_grad=parameter.requires_grad)
+    for name, buffer in module.named_buffers():
+        memo[id(buffer)] = _hollow(name, buffer)
     for tensor in _computed(module):
         memo.setdefault(id(tensor), tensor.detach().clone())
     try:
         copied = copy.deepcopy(module, memo)
         _rebind(copied, memo)
+        scripted.adopt_tensors(module, copied, memo)
         return copied
     except Exception as error:  # deepcopy runs the user's own code, which may raise anything
         raise WrapError(
@@ -45,7 +49,8 @@ def skeleton(module: nn.Module) -> nn.Module:
 def _rebind(copied: nn.Module, memo: dict[int, object]) -> None:
     """Makes hooks and functions held by the copy close over the copy, where deepcopy leaves them with the original."""
     for sub in copied.modules():
-        holders: tuple[Any, ...] = (vars(sub), sub._forward_hooks, sub._forward_pre_hooks)
+        masks = [vars(value) for value in vars(sub).values() if isinstance(value, BlockMask)]
+        holders: tuple[Any, ...] = (vars(sub), sub._forward_hooks, sub._forward_pre_hooks, *masks)
         for holder in holders:
             for key, value in list(holder.items()):
                 if isinstance(value, FunctionType):
@@ -84,8 +89,9 @@ def _moved(cell: CellType, memo: dict[int, object]) -> CellType:
 
 
 def modes(module: nn.Module) -> dict[str, bool]:
-    """Training flag of every submodule."""
-    return {name: sub.training for name, sub in module.named_modules(remove_duplicate=False)}
+    """Training flag of every submodule; a script that was frozen has none."""
+    named = module.named_modules(remove_duplicate=False)
+    return {name: sub.training for name, sub in named if hasattr(sub, "training")}
 
 
 def set_mode(module: nn.Module, train: bool, modes_at_wrap: dict[str, bool]) -> None:
@@ -97,39 +103,41 @@ def set_mode(module: nn.Module, train: bool, modes_at_wrap: dict[str, bool]) -> 
     module.train(train)
     if train == modes_at_wrap.get(""):
         for name, sub in module.named_modules(remove_duplicate=False):
-            sub.training = modes_at_wrap.get(name, sub.training)
+            if name in modes_at_wrap:
+                sub.training = modes_at_wrap[name]
 
 
 @contextmanager
-def restored(module: nn.Module) -> Iterator[None]:
-    """Puts Python numbers and flags that a forward changes back at the end, and says so: a capture runs it once."""
+def restored(module: nn.Module) -> Iterator[dict[str, int | float]]:
+    """Puts Python numbers and flags that a forward changes back at the end: a capture runs it once.
+
+    Yields:
+        Filled at the end: what was changed, {dotted name: the value it has again}.
+    """
     before = [(path, sub, _plain(sub)) for path, sub in module.named_modules()]
+    changed: dict[str, int | float] = {}
     try:
-        yield
+        yield changed
     finally:
-        changed = []
         for path, sub, values in before:
             now = _plain(sub)
-            names = [name for name in values if now.get(name) != values[name]]
-            changed += [f"{path}.{name}".lstrip(".") for name in names if not isinstance(values[name], bool)]
-            vars(sub).update({name: values[name] for name in names})
-    if changed:
-        warnings.warn(
-            f"the forward changes Python numbers of the module ({', '.join(changed)}): every call sees the value that "
-            "they had at wrapping. Keep what changes in a buffer.",
-            stacklevel=2,
-        )
+            old = {name: value for name, value in values.items() if now.get(name) != value}
+            changed |= {f"{path}.{name}".lstrip("."): value for name, value in old.items()}
+            for name, value in old.items():
+                _put_back(sub, name, value)
+
+
+def _put_back(module: nn.Module, name: str, value: int | float) -> None:
+    if name in vars(module):
+        vars(module)[name] = value
+    else:
+        setattr(module, name, value)
 
 
 def _plain(module: nn.Module) -> dict[str, int | float]:
     """Numbers and flags among the attributes, `training` aside, which is the caller's."""
-    held = vars(module).items()
+    held = {**vars(module), **scripted.attributes(module)}.items()
     return {name: value for name, value in held if isinstance(value, int | float) and name != "training"}
-
-
-def _registered(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -138,10 +146,7 @@ def _hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
         raise DTypeError(f"{name} is a {kind} tensor, which XLA does not have: make it dense before wrapping")
     if is_lazy(tensor):
         raise WrapError("the module has lazy parameters that are not initialised: call it once before wrapping it")
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-    if not isinstance(tensor, nn.Parameter):
-        return empty
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
 def _computed(module: nn.Module) -> Iterator[torch.Tensor]:

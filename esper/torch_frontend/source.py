@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,10 @@ from esper.torch_frontend.arrays import exportable, to_torch
 from esper.torch_frontend.blueprints import build
 from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
-from esper.torch_frontend.skeleton import modes, restored, set_mode, skeleton
+from esper.torch_frontend.scripted import tensors_stay
+from esper.torch_frontend.skeleton import modes, set_mode, skeleton
+from esper.torch_frontend.state import settled
+from esper.torch_frontend.tied import aliases
 from esper.torch_frontend.translate import translate
 
 
@@ -176,7 +180,7 @@ class TorchSource:
         leaves = [leaf.value if isinstance(leaf, Static) else next(given) for leaf in signature.leaves]
         flat = capture.flat_call(self._prepared(signature.train), signature.tree, leaves)
         named = {name: self.module.get_submodule(name) for name in self.layers}
-        with restored(flat.module), markers(named):
+        with tensors_stay(flat.module), markers(named):
             exported = capture.export(flat, tensors, attempt.dynamic, self._hooks)
         exported, functions = capture.functionalise(flat, exported, decompositions(exported, self._supported))
         program = translate(
@@ -190,7 +194,12 @@ class TorchSource:
             functions=functions,
         )
         self.traces += 1
-        return program
+        if flat.seen.dropped:
+            warnings.warn(
+                f"a compiled program cannot raise: checks of values at {', '.join(flat.seen.dropped)} are left out",
+                stacklevel=2,
+            )
+        return settled(program, flat.seen.changed)
 
     def _prepared(self, train: bool) -> nn.Module:
         set_mode(self.module, train, self.modes)
@@ -214,18 +223,6 @@ class TorchSource:
         name = f"constant_{len(self.constants)}"
         self.constants[name] = tensor
         return name
-
-
-def aliases(module: nn.Module) -> dict[str, str]:
-    """Tied parameters and buffers: {each further name: the first name}."""
-    first: dict[int, str] = {}
-    tied: dict[str, str] = {}
-    for named in (module.named_parameters, module.named_buffers):
-        for name, tensor in named(remove_duplicate=False):
-            owner = first.setdefault(id(tensor), name)
-            if owner != name:
-                tied[name] = owner
-    return tied
 
 
 def attributes(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

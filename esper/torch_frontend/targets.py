@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import jit, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -48,7 +48,7 @@ def find_layers(module: nn.Module, targets: Sequence[Target] | Target | None) ->
             mixture; None for every linear and convolution layer with torch's own forward; an empty sequence for none.
 
     Raises:
-        TargetError: An explicit target matches nothing; the message lists the layer types present.
+        TargetError: An explicit target matches nothing, or a script; the message lists the layer types present.
     """
     named = dict(module.named_modules())
     if targets is None:
@@ -59,6 +59,12 @@ def find_layers(module: nn.Module, targets: Sequence[Target] | Target | None) ->
     if idle:
         raise TargetError(f"target_layers: nothing matches {', '.join(idle)}; {_present(named.values())}")
     chosen = set().union(*matched.values())
+    scripts = [name or "(root)" for name in chosen if isinstance(named[name], jit.ScriptModule)]
+    if scripts:
+        raise TargetError(
+            f"target_layers: {', '.join(sorted(scripts))} is scripted, and a script has no place for seeds: "
+            "leave it out, or put the module itself there"
+        )
     return {name: layer for name, layer in named.items() if name in chosen}
 
 

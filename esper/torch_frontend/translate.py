@@ -6,7 +6,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from esper.torch_frontend.capture import PREFIX
 from esper.torch_frontend.functions import FUNCTION, Joint
 from esper.torch_frontend.graft import GRAFT
 from esper.torch_frontend.places import user_line
+from esper.torch_frontend.regions import REGION
 from esper.torch_frontend.strides import check_memory
 
 Named = Callable[[torch.Tensor], tuple[str, str]]
@@ -33,6 +34,7 @@ _KINDS = {
     InputKind.CONSTANT_TENSOR: "constant",
     InputKind.USER_INPUT: "user",
 }
+_MUTATIONS = {OutputKind.BUFFER_MUTATION: "buffer", OutputKind.PARAMETER_MUTATION: "param"}
 _PRODUCTS = frozenset(
     f"aten.{name}"
     for name in (
@@ -87,7 +89,7 @@ def translate(
         outputs=tuple(builder.outputs),
         out_tree=out_tree,
         types=builder.types,
-        ranges=_ranges(exported),
+        ranges=_ranges(exported, builder.symbols),
         guards=tuple(dict.fromkeys(guards)),
         aliases=dict(aliases),
         train=train,
@@ -155,8 +157,9 @@ class _Builder:
         self._functions, self._constants = functions, constants
         self._values: dict[FxNode, Any] = {}
         self._holders: dict[tuple[str, str], str] = {}
-        self._symbols: dict[str, str] = {}
+        self.symbols: dict[str, str] = {}
         self._user_tensors = 0
+        self._region = ""
 
     def add_input(self, fx_node: FxNode, spec: TorchInput) -> None:
         kind = _KINDS.get(spec.kind)
@@ -169,6 +172,8 @@ class _Builder:
         target = next(self._leaf_names) if kind == "user" else _strip(spec.target or "")
         if kind == "user":
             self._note_symbols(found)
+        elif kind == "constant" and not fx_node.users:
+            return
         elif kind == "constant":
             kind, target = self._named(_constant(self._constants, spec.target or ""))
         target = self._aliases.get(target, target) if kind in ("param", "buffer") else target
@@ -208,6 +213,9 @@ class _Builder:
         if fx_node.target is torch.ops.aten.clone.default and self._is_input(fx_node.args[0]):
             self._values[fx_node] = self._values[fx_node.args[0]]  # type: ignore[index]
             return
+        if op_name(fx_node.target) == REGION:
+            self._region = str(fx_node.args[0])
+            return
         check_memory(fx_node)
         value = fx_node.meta.get("val")
         multiple = isinstance(value, list | tuple)
@@ -226,6 +234,7 @@ class _Builder:
                 multiple=multiple,
                 scope=_scope(fx_node),
                 source=user_line(fx_node.meta["stack_trace"]) if fx_node.meta.get("stack_trace") else "",
+                region=self._region,
             )
         )
 
@@ -258,13 +267,14 @@ class _Builder:
         for value, spec in zip(fx_node.args[0], exported.graph_signature.output_specs, strict=True):  # type: ignore[arg-type]
             if spec.kind is OutputKind.USER_OUTPUT:
                 self.outputs.append(OutputSpec("user", self._literal(value)))
-            elif spec.kind is OutputKind.BUFFER_MUTATION:
+            elif spec.kind in _MUTATIONS:
                 target = _strip(spec.target or "")
-                self.outputs.append(OutputSpec("buffer", self._literal(value), self._aliases.get(target, target)))
+                target = self._aliases.get(target, target)
+                self.outputs.append(OutputSpec(_MUTATIONS[spec.kind], self._literal(value), target))
             else:
                 raise RefusedError(
                     f"the forward writes into {_strip(spec.target or '')!r} in place ({spec.kind.name}), "
-                    "which the optimizer owns: write into a buffer, or compute the new value instead"
+                    "which belongs to the caller: write into a buffer, or compute the new value instead"
                 )
         for place, name in zip(range(-len(assigned), 0), assigned, strict=True):
             self.outputs[place] = self._as_buffer(self.outputs[place], self._aliases.get(name, name))
@@ -282,13 +292,13 @@ class _Builder:
         for node in self.nodes:
             if node.op in _SQUEEZES and isinstance(node.args[0], Ref):
                 shape = self.types[node.args[0].name].shape
-                guards += [f"{self._symbols[d]} != 1" for d in shape if isinstance(d, str) and d in self._symbols]
+                guards += [f"{self.symbols[d]} != 1" for d in shape if isinstance(d, str) and d in self.symbols]
         return guards
 
     def _note_symbols(self, found: TensorType) -> None:
         for dimension, size in enumerate(found.shape):
             if isinstance(size, str):
-                self._symbols.setdefault(size, f"size({self._user_tensors}, {dimension})")
+                self.symbols.setdefault(size, f"size({self._user_tensors}, {dimension})")
         self._user_tensors += 1
 
     def _literal(self, value: Any) -> Any:
@@ -346,9 +356,12 @@ def _size(size: int | torch.SymInt) -> int | str:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
-def _ranges(exported: ExportedProgram) -> dict[str, tuple[int, int | None]]:
+def _ranges(exported: ExportedProgram, symbols: Container[str]) -> dict[str, tuple[int, int | None]]:
+    """What the sizes of the inputs may be; those of values that depend on data are not ours to check."""
     ranges = {}
     for symbol, limits in exported.range_constraints.items():
+        if str(symbol) not in symbols:
+            continue
         high = float(limits.upper) if limits.upper.is_number and limits.upper.is_finite else math.inf
         ranges[str(symbol)] = (int(limits.lower), None if high >= 2**62 else int(high))
     return ranges

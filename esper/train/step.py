@@ -122,8 +122,8 @@ def train_step(
         return isolated_loss(loss, state.model.replace(params=params))
 
     (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(state.model.params)
-    updates, opt_state = learner.tx.update(grads, state.opt_state, state.model.params)
-    params = optax.apply_updates(state.model.params, updates)
+    updates, opt_state = learner.tx.update(grads, state.opt_state, moved.params)
+    params = optax.apply_updates(moved.params, updates)
     return replace(
         state,
         model=moved.replace(params=params, seeds=ramped(moved.seeds, learner.blend_steps, learner.rise)),

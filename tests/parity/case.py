@@ -25,6 +25,8 @@ class Call:
         drawn: Outputs are random: shapes and dtypes are compared, values are not.
         gradients: Compare gradients.
         wide: Run with JAX's 64-bit mode on.
+        through: The dtype that gradients pass through on their way, where it is coarser than their own (autocast):
+            they are as exact as it is, in eager torch too.
     """
 
     module: nn.Module
@@ -35,6 +37,7 @@ class Call:
     drawn: bool = False
     gradients: bool = True
     wide: bool = False
+    through: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ NOISE = 0.1  # standard deviation of what is added to each parameter
 
 
 def cases() -> list[Case]:
-    """One case for each row of the tables, and one more for those that are also trained."""
+    """One case for each row of the tables, and more for those that are also trained."""
     found = []
     for name, config, inputs in _rows():
         found.append(Case(name, _build(name, config, inputs, train=False)))
         if name in models.TRAINED:
             found.append(Case(f"{name} (train)", _build(name, config, inputs, train=True)))
+        if name in models.CHECKPOINTED:
+            found.append(Case(f"{name} (checkpointed)", _checkpointed(name, config, inputs)))
     return found
 
 
@@ -45,6 +47,18 @@ def _build(name: str, config: dict[str, Any], inputs: Inputs, *, train: bool) ->
         return [Call(model, kwargs=inputs(model), train=train, drawn=name in models.DRAWN, gradients=gradients)]
 
     return build
+
+
+def _checkpointed(name: str, config: dict[str, Any], inputs: Inputs) -> Callable[[], list[Call]]:
+    build = _build(name, config, inputs, train=True)
+
+    def checkpointed() -> list[Call]:
+        calls = build()
+        for call in calls:
+            call.module.gradient_checkpointing_enable()
+        return calls
+
+    return checkpointed
 
 
 def make(head: str, config: dict[str, Any]) -> nn.Module:

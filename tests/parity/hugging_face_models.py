@@ -318,6 +318,13 @@ TRAINED = frozenset(
         *("SwinForImageClassification", "T5ForConditionalGeneration", "ViTForImageClassification", "Wav2Vec2ForCTC"),
     )
 )
+# Trained once more after `gradient_checkpointing_enable()`.
+CHECKPOINTED = frozenset(
+    (
+        *("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM"),
+        *("SwinForImageClassification", "T5ForConditionalGeneration"),
+    )
+)
 # Eager torch itself has no gradients of them in evaluation mode.
 WITHOUT_GRADIENTS = frozenset(("ReformerForMaskedLM", "ReformerModelWithLMHead", "RwkvForCausalLM", "xLSTMForCausalLM"))
 # Their outputs are random: shapes are compared.

@@ -89,7 +89,8 @@ class Eager:
 
     Attributes:
         outputs: Leaves of the outputs.
-        buffers: Buffers after the run.
+        state: Buffers and parameters after the run.
+        buffers: Names of the buffers.
         leaves: The tensors whose gradients are compared, by name; empty if nothing is differentiable.
         weights: For each output leaf what its elements weigh in the loss; None for those that count not.
         gradients: By the names of `leaves`.
@@ -107,7 +108,9 @@ class Eager:
         _seed()
         out = module(*args, **kwargs)
         self.outputs = opened(out)
-        self.buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
+        self.buffers = [name for name, _ in module.named_buffers()]
+        named_state = (*module.named_buffers(), *module.named_parameters())
+        self.state = {name: value.detach().clone() for name, value in named_state}
         self.leaves: dict[str, torch.Tensor] = {}
         self.gradients: dict[str, torch.Tensor] = {}
         self.weights = [_weights(value) for value in self.outputs]
@@ -140,7 +143,7 @@ class _Ours:
         leaves, self.tree = flatten((tuple(call.args), call.kwargs))
         self.arrays = [_array(leaf) for leaf in leaves]
         self.places = [int(n.removeprefix("input ")) for n in eager.leaves if n.startswith("input ")]
-        self.outputs, self.buffers = self._run_values()
+        self.outputs, self.state = self._run_values()
 
     def _forward(self, params: Any, given: Sequence[jax.Array], traced: Sequence[jax.Array]) -> tuple[list[Any], Any]:
         leaves = list(self.arrays)
@@ -151,7 +154,8 @@ class _Ours:
         args, kwargs = unflatten(self.tree, leaves)
         model = self.model.replace(params=params)
         out, moved = model.apply(*args, train=self.call.train, key=jax.random.key(0), **kwargs)
-        return opened(out), moved.buffers
+        written = {n: array for n, array in moved.params["host"].items() if array is not params["host"][n]}
+        return opened(out), {**moved.buffers, **written}
 
     def _tensor_places(self) -> list[int]:
         return [place for place, value in enumerate(self.arrays) if isinstance(value, jax.Array)]
@@ -163,15 +167,15 @@ class _Ours:
         static: list[Any] = []
 
         def run(params: Any, traced: Sequence[jax.Array]) -> Any:
-            outputs, buffers = self._forward(
+            outputs, state = self._forward(
                 params, [traced[self._tensor_places().index(p)] for p in self.places], traced
             )
             static[:] = [None if isinstance(value, jax.Array) else value for value in outputs]
-            return [value for value in outputs if isinstance(value, jax.Array)], buffers
+            return [value for value in outputs if isinstance(value, jax.Array)], state
 
-        arrays, buffers = jax.jit(run)(self.model.params, self._tensors())
+        arrays, state = jax.jit(run)(self.model.params, self._tensors())
         given = iter(arrays)
-        return [next(given) if value is None else value for value in static], buffers
+        return [next(given) if value is None else value for value in static], state
 
     def check_values(self, eager: Eager) -> None:
         if len(self.outputs) != len(eager.outputs):
@@ -179,8 +183,8 @@ class _Ours:
         exact = _Exact(self.call)
         for place, (found, wanted) in enumerate(zip(self.outputs, eager.outputs, strict=True)):
             agree(found, wanted, f"output {place}", lambda p=place: exact().outputs[p], self.call.drawn)
-        for name, wanted in eager.buffers.items():
-            agree(self.buffers[name], wanted, name, lambda n=name: exact().buffers[n], self.call.drawn)
+        for name in {**dict.fromkeys(eager.buffers), **self.state}:
+            agree(self.state[name], eager.state[name], name, lambda n=name: exact().state[n], self.call.drawn)
 
     def check_gradients(self, eager: Eager) -> None:
         def loss(params: Any, given: Sequence[jax.Array], traced: Sequence[jax.Array]) -> jax.Array:
@@ -196,7 +200,8 @@ class _Ours:
         exact = _Exact(self.call)
         for name, wanted in eager.gradients.items():
             actual = jnp.conj(found[name]) if jnp.iscomplexobj(found[name]) else found[name]  # torch's convention
-            agree(actual, wanted, f"gradient of {name}", lambda n=name: exact().gradients[n], gradient=True)
+            place, truth = f"gradient of {name}", lambda n=name: exact().gradients[n]
+            agree(actual, wanted, place, truth, gradient=True, through=self.call.through)
 
 
 class _Exact:
@@ -219,6 +224,7 @@ def agree(
     drawn: bool = False,
     *,
     gradient: bool = False,
+    through: str = "",
 ) -> None:
     """Raises Disagreement unless dtype, shape and values agree.
 
@@ -236,7 +242,7 @@ def agree(
     if drawn:
         return
     actual, expected = to_numpy(found), to_numpy(wanted)
-    limit = tolerance(str(carried), gradient=gradient)
+    limit = tolerance(through or str(carried), gradient=gradient)
     gap = compare(actual, expected)
     if gap.scaled <= limit:
         return

@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from parity.case import Call, Case
+
+# Their inputs come with random samples in float64, which eager torch takes with nothing else.
+WIDE = frozenset(("nn.FractionalMaxPool2d", "nn.FractionalMaxPool3d"))
 
 
 def cases() -> list[Case]:
@@ -24,14 +28,14 @@ def cases() -> list[Case]:
 
 def _build(info: Any, train: bool) -> Any:
     def build() -> list[Call]:
-        dtype = torch.float32 if torch.float32 in info.dtypes else info.dtypes[0]
+        dtype = torch.float64 if info.name in WIDE else torch.float32
         made = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=train)
-        return [_call(info.module_cls, entry, train) for entry in made]
+        return [_call(info.module_cls, entry, train, info.name in WIDE) for entry in made]
 
     return build
 
 
-def _call(cls: type[nn.Module], entry: Any, train: bool) -> Call:
+def _call(cls: type[nn.Module], entry: Any, train: bool, wide: bool) -> Call:
     torch.manual_seed(0)
     init = entry.constructor_input
     module = cls(*init.args, **init.kwargs)
@@ -39,4 +43,6 @@ def _call(cls: type[nn.Module], entry: Any, train: bool) -> Call:
         "Dropout" in type(m).__name__ or isinstance(m, nn.RReLU) or getattr(m, "dropout", 0) for m in module.modules()
     )
     given = entry.forward_input
-    return Call(module, given.args, given.kwargs, train=train, drawn=drawn)
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        module(*given.args, **given.kwargs)  # which gives its parameters their shapes
+    return Call(module, given.args, given.kwargs, train=train, drawn=drawn, wide=wide)

@@ -20,7 +20,7 @@ from typing import Any
 from parity.case import DOCUMENTED, NONE, PASS, REFUSED, SKIP, Case, Verdict
 
 SUITES = ("operators", "modules", "semantics", "hugging_face", "timm_models")
-TIMEOUT_S = 600
+TIMEOUT_S = 1800  # one module of the database has 857 samples
 RECYCLE = 60  # cases a worker judges before a fresh one takes over: compiled programs pile up
 
 

@@ -26,6 +26,15 @@ def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=
     return rows
 
 
+@lowers("aten.embedding_renorm.default")
+def embedding_renorm(self, indices, max_norm, norm_type):
+    """embedding_renorm(Tensor self, Tensor indices, float max_norm, float norm_type) -> Tensor"""
+    norms = jnp.linalg.norm(self, norm_type, axis=1, keepdims=True)
+    looked_up = jnp.zeros(self.shape[0], bool).at[indices].set(True, mode="drop")
+    long = looked_up[:, None] & (norms > max_norm)
+    return jnp.where(long, self * (max_norm / (norms + 1e-7)), self).astype(self.dtype)
+
+
 @lowers("aten.embedding_bag.default", "aten.embedding_bag.padding_idx")
 @lowers("aten._embedding_bag.default", "aten._embedding_bag_forward_only.default")
 def embedding_bag(

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from esper.jax_backend.lowerings.eigen import linalg_eigh, linalg_svd
 from esper.jax_backend.lowerings.factorizations import broadcast_solve_triangular, linalg_lu_factor_ex, product
@@ -23,7 +24,8 @@ def linalg_det(A):
     """linalg_det(Tensor A) -> Tensor"""
     if A.shape[-1] == 0:
         return jnp.ones(A.shape[:-2], A.dtype)
-    return jnp.linalg.det(A)
+    det = jnp.linalg.det(A)
+    return jnp.where(det == 0, lax.stop_gradient(det), det)  # torch's gradient at a singular matrix is zero
 
 
 @lowers("aten.inverse.default", "aten.linalg_inv.default")

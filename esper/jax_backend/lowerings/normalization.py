@@ -54,6 +54,8 @@ def native_batch_norm_functional(input, weight, bias, running_mean, running_var,
     rstd = lax.rsqrt(variance + eps)
     out = _affine(centred * rstd, weight, bias, 1)
     count = math.prod(input.shape[a] for a in axes)
+    if count == 0:  # nothing seen, nothing moved
+        return *_outputs(input, weight, out, mean.reshape(-1), rstd.reshape(-1)), running_mean, running_var
     # The running variance is unbiased, the one that normalises is not.
     latest = lax.stop_gradient((mean.reshape(-1), variance.reshape(-1) * (count / (count - 1))))
     moved = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from esper.errors import PrecisionError
 from esper.jax_backend.promotion import default_float, default_int
 from esper.jax_backend.registry import lowers
 
@@ -118,8 +119,20 @@ def randint(high, size, *, dtype=None, key):
 @lowers("aten.randint.low", draws=True)
 def randint_low(low, high, size, *, dtype=None, key):
     """randint.low(SymInt low, SymInt high, SymInt[] size, *, ScalarType? dtype=long, ...) -> Tensor"""
-    dtype = dtype or default_int()
-    return jax.random.randint(key, size, low, high, default_int()).astype(dtype)
+    drawn, dtype = default_int(), dtype or default_int()
+    limits = jnp.iinfo(drawn)
+    if low < limits.min or high - 1 > limits.max:
+        raise PrecisionError(f"numbers up to {high - 1} are drawn: turn JAX's 64-bit mode on (jax_enable_x64)")
+    if high <= limits.max:
+        return jax.random.randint(key, size, low, high, drawn).astype(dtype)
+    return (low + _offset(key, size, high - low).astype(drawn)).astype(dtype)
+
+
+def _offset(key, size, count):
+    # To the end of int32, which is no bound of its own: unsigned numbers count as far.
+    if count > jnp.iinfo(jnp.uint32).max:
+        return jax.random.bits(key, size, jnp.uint32)
+    return jax.random.randint(key, size, 0, jnp.asarray(count, jnp.uint32), jnp.uint32)
 
 
 @lowers("aten.randint_like.default", draws=True)

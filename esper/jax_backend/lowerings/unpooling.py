@@ -19,7 +19,8 @@ def fractional_max_pool(x, kernel_size, output_size, random_samples):
     rank = len(kernel_size)
     planes, space = x.shape[: x.ndim - rank], x.shape[x.ndim - rank :]
     flat = x.reshape(*planes, math.prod(space))
-    samples = lax.stop_gradient(random_samples).reshape(*planes, rank).astype(x.dtype)
+    given = random_samples if len(planes) == 2 else random_samples[0]  # an input without a batch takes the first
+    samples = lax.stop_gradient(given).reshape(*planes, rank).astype(x.dtype)
     drawn = samples[..., ::-1] if rank == 2 else samples  # the width comes first in 2-D, the depth in 3-D
     starts = [_starts(drawn[..., d], space[d], output_size[d], kernel_size[d]) for d in range(rank)]
     fixed, best, winner = lax.stop_gradient(flat), None, None

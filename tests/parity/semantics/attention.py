@@ -119,6 +119,26 @@ _transformer(
     src_key_padding_mask=PADDING,
 )
 
+_INFINITE = nn.Transformer.generate_square_subsequent_mask(4)
+for _kind, _mask in (("the causal one", _INFINITE), ("another one", _INFINITE.nan_to_num(neginf=-2.0))):
+    _transformer(
+        f"TransformerEncoder with a mask that requires a gradient, {_kind}",
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, **_OPTIONS), 2),
+        (_SOURCE, lambda mask=_mask: mask.clone().requires_grad_()),
+    )
+
+
+@case("attention: TransformerEncoder with a mask made in forward, in training", floats(2, 4, 4), train=True)
+class MadeMask(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, **_OPTIONS), 2)
+        self.register_buffer("held", _INFINITE)
+
+    def forward(self, x):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.encoder(x, mask=mask), self.encoder(x, mask=self.held)
+
 
 def _function(name: str, *given: Callable[[], Any], **options: Any) -> Callable[[Any], Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,7 +183,7 @@ def _half(x):
     return F.scaled_dot_product_attention(x, x, x)
 
 
-# Eager flex_attention has no backward on a CPU: values are compared, gradients are not.
+# Eager flex_attention refuses gradients on a CPU: values are compared here, gradients in `flex_attention.py`.
 @_function("flex_attention, plain, scaled, with the logsumexp", floats(1, 2, 4, 8, grad=False))
 def _flex(x):
     out, total = flex_attention(x, x, x, scale=0.5, return_lse=True)

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
 
-from parity.semantics.table import case, floats
+from parity.case import Call
+from parity.semantics.table import case, floats, integers
 
 
 def block(width=4):
@@ -222,6 +223,196 @@ class Options(nn.Module):
 
     def forward(self, x):
         return checkpoint(self.block, x, use_reentrant=False, determinism_check="none", preserve_rng_state=False)
+
+
+def two_batches(module, train=False):
+    """One batch size captured, another one run by the same program."""
+    return [Call(module, (torch.randn(size, 4, requires_grad=True),), train=train) for size in (5, 3)]
+
+
+@case("checkpoints: the batch's size comes out and is used outside")
+def batch_size():
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = block()
+
+        def run(self, x):
+            y = self.block(x)
+            return y, y.shape[0] * 2
+
+        def forward(self, x):
+            y, size = checkpoint(self.run, x, use_reentrant=False)
+            return y.sum(0) / size + torch.ones(size).sum()
+
+    return two_batches(Sized())
+
+
+@case("checkpoints: a value is kept aside and read outside", floats(3, 4))
+class KeptAside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = block()
+
+    def run(self, x):
+        y = self.block(x)
+        self.aside.append(y.exp())
+        return y.sin()
+
+    def forward(self, x):
+        self.aside = []
+        y = checkpoint(self.run, x, use_reentrant=False)
+        return y * self.aside.pop()
+
+
+@case("checkpoints: under no_grad and between no_grads", floats(3, 4))
+class BesideNoGrad(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = block()
+
+    def run(self, x):
+        with torch.no_grad():
+            shift = self.block(x).mean()
+        y = self.block(x) - shift
+        with torch.no_grad():
+            shift = shift * y.max()
+        return y * shift
+
+    def forward(self, x):
+        with torch.no_grad():
+            fixed = checkpoint(self.run, x, use_reentrant=False) + 1
+        y = checkpoint(self.run, x, use_reentrant=False)
+        with torch.no_grad():
+            fixed = fixed * 2
+        return checkpoint(self.run, y * fixed, use_reentrant=False)
+
+
+@case("checkpoints: autocast inside and around", floats(3, 4))
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Linear(4, 4)
+
+    def run(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.block(x)
+        return y.float() + x
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = checkpoint(self.block, x, use_reentrant=False)
+        return checkpoint(self.run, y.float(), use_reentrant=False)
+
+
+@case("checkpoints: context_fn that casts", floats(3, 4))
+class CastingContext(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def contexts(self):
+        return torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", torch.bfloat16)
+
+    def forward(self, x):
+        return checkpoint(self.linear, x, use_reentrant=False, context_fn=self.contexts).float() * x
+
+
+@case("checkpoints: context_fn that chooses what to save", floats(3, 4))
+class Selective(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = block()
+
+    def forward(self, x):
+        contexts = partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+        return checkpoint(self.block, x, use_reentrant=False, context_fn=contexts)
+
+
+@case("checkpoints: branches, and a branch that checkpoints", floats(3, 4))
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = block()
+
+    def run(self, x):
+        return torch.cond(x.sum() > 0, lambda v: v.sin(), lambda v: v.cos(), (self.block(x),))
+
+    def forward(self, x):
+        return checkpoint(self.run, x, use_reentrant=False) * x
+
+
+@case("checkpoints: under vmap and grad of torch.func", floats(3, 4))
+class Transformed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(4))
+
+    def one(self, v):
+        return checkpoint(lambda u: (u.sin() * self.scale).sum(), v, use_reentrant=True)
+
+    def forward(self, x):
+        return torch.func.vmap(lambda v: v.sin() * self.one(v))(x)
+
+
+@case("checkpoints: a hook on a tensor inside", floats(3, 4))
+class HookInside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = block()
+
+    def run(self, x):
+        y = self.block(x)
+        y.register_hook(lambda grad: grad * 3)
+        return y.sin()
+
+    def forward(self, x):
+        return checkpoint(self.run, x, use_reentrant=False) * x
+
+
+@case("checkpoints: writes into a tensor from outside, and into a buffer read later", floats(3, 4), train=True)
+class WritesOutside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("count", torch.zeros(()))
+
+    def run(self, x):
+        y = self.linear(x)
+        with torch.no_grad():
+            self.count.add_(1)
+        return y.tanh()
+
+    def forward(self, x):
+        return checkpoint(self.run, x, use_reentrant=False) * self.count
+
+
+@case("checkpoints: batch norm in training, another batch size")
+def batch_norms():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(3)])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False).relu()
+            return x
+
+    return two_batches(Normed(), train=True)
+
+
+@case("checkpoints: layers that share one module, some of integers", integers(7, 3, 5), train=True)
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block = nn.Embedding(7, 4, max_norm=1.0), block()
+
+    def forward(self, tokens):
+        x = checkpoint(self.embed, tokens, use_reentrant=False)
+        for _ in range(2):
+            x = checkpoint(self.block, x, use_reentrant=False)
+        return x, tokens + 1
 
 
 @case("checkpoints: saved_tensors_hooks that keep the values", floats(3, 4), refuses="saved_tensors_hooks")

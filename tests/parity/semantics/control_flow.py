@@ -33,6 +33,22 @@ class CondClosure(nn.Module):
         return torch.cond(x.max() > y.max(), lambda v: self.left(v) * scale, lambda v: self.right(v) - scale, (x,))
 
 
+@case("control flow: cond under no_grad", floats(3, 4))
+class CondNoGrad(nn.Module):
+    def forward(self, x):
+        with torch.no_grad():
+            fixed = torch.cond(x.sum() > 0, lambda v: v.sin(), lambda v: v.cos(), (x,))
+        return fixed * x
+
+
+@case("control flow: cond under autocast", floats(3, 4))
+class CondAutocast(nn.Module):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            chosen = torch.cond(x.sum() > 0, lambda v: v.sin(), lambda v: v.cos(), (x,))
+            return chosen, x @ x.T
+
+
 @case("control flow: cond without operands", floats(3, 4))
 class CondNoOperands(nn.Module):
     def forward(self, x):

@@ -150,6 +150,37 @@ class RandomInts(nn.Module):
         return bounded, x.new_empty(2).random_(5), torch.zeros(2, dtype=torch.uint8).random_()
 
 
+@case("draws: random_ to the end of each dtype stays within it, and spreads", floats(2, 3), train=True)
+class RandomToTheEnd(nn.Module):
+    def forward(self, x):
+        kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16, torch.float32)
+        draws = [torch.empty(400, dtype=kind).random_().to(torch.float32) for kind in kinds]
+        ends = [256, 2**7, 2**15, 2**31, 2**11 + 1, 2**8 + 1, 2**24 + 1]
+        within = [(draw >= 0).all() & (draw < end).all() for draw, end in zip(draws, ends, strict=True)]
+        spread = [(draw > 0.9 * end).any() & (draw < 0.1 * end).any() for draw, end in zip(draws, ends, strict=True)]
+        late = torch.empty(3, dtype=torch.int32).random_(2**31 - 1, None)
+        flags = torch.zeros(400, dtype=torch.bool).random_()
+        return x.sin(), within, spread, late, flags.any() & ~flags.all(), (torch.empty(9).random_(to=2) < 2).all()
+
+
+@case("draws: random_ to the end of int64 and of float64", floats(2, 3), train=True, wide=True)
+class RandomWide(nn.Module):
+    def forward(self, x):
+        ints, floats64 = torch.empty(400, dtype=torch.int64).random_(), torch.empty(400, dtype=torch.float64).random_()
+        odd = (ints % 2 == 1).any() & (ints % 2 == 0).any()
+        large = (ints > 2**62).any() & (ints < 2**62).any() & (ints >= 0).all()
+        late = torch.empty(2, dtype=torch.int64).random_(2**63 - 1, None)
+        return x.sin(), odd, large, late, (floats64 > 2**52).any() & (floats64 <= 2**53).all()
+
+
+@case("draws: random_ over part of a tensor cuts its gradient there", floats(3, 2), train=True)
+class RandomRow(nn.Module):
+    def forward(self, x):
+        y = x * 2
+        y[1].random_(5, 6)
+        return y.exp()
+
+
 @case("draws: a write of noise into a slice", floats(4, 3), **DRAWN)
 class NoisySlice(nn.Module):
     def forward(self, x):

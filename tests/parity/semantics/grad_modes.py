@@ -69,6 +69,21 @@ class NoGrad(nn.Module):
         return x / scale + shift
 
 
+@case("grad modes: no_grad under autocast, and autocast under no_grad", floats(4, 4))
+class UnderAutocast(nn.Module):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                fixed = x @ x.T
+            seen = x @ fixed
+        with torch.no_grad():
+            scale = x.sin()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                also = scale @ x
+            scale = scale + also
+        return seen, scale * x
+
+
 @case("grad modes: what passes through no_grad untouched keeps its gradient", floats(3, 4))
 class PassesNoGrad(nn.Module):
     def forward(self, x):

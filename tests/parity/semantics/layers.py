@@ -107,6 +107,8 @@ _layer("Embedding with scale_grad_by_freq", lambda: nn.Embedding(5, 3, scale_gra
 _layer("Embedding with padding_idx and max_norm off", lambda: nn.Embedding(5, 3, padding_idx=1), given(1, 1, 2, 1, 4))
 _layer("Embedding with padding_idx from the end", lambda: nn.Embedding(5, 3, padding_idx=-1), integers(5, 2, 4))
 _layer("Embedding with max_norm", lambda: nn.Embedding(5, 3, max_norm=0.5), given(1, 1, 2))
+_layer("Embedding with max_norm by another norm", lambda: nn.Embedding(5, 3, max_norm=0.9, norm_type=1.0), given(1, 4))
+_layer("EmbeddingBag with max_norm", lambda: nn.EmbeddingBag(5, 3, max_norm=0.5), integers(5, 2, 4))
 _layer(
     "EmbeddingBag, mean, with offsets and an empty bag",
     lambda: nn.EmbeddingBag(5, 3),

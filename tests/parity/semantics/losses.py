@@ -170,6 +170,21 @@ _layer(
 )
 
 
+def _adaptive() -> nn.Module:
+    return nn.AdaptiveLogSoftmaxWithLoss(4, 10, [3, 6], head_bias=True)
+
+
+_layer("AdaptiveLogSoftmaxWithLoss, one row alone", _adaptive, floats(4), given(7))
+_layer("AdaptiveLogSoftmaxWithLoss, all in the shortlist", _adaptive, floats(3, 4), given(0, 2, 1))
+_layer("AdaptiveLogSoftmaxWithLoss, a batch of one", _adaptive, floats(1, 4), given(4))
+_layer(
+    "AdaptiveLogSoftmaxWithLoss, a row that is infinite for clusters it is not in",
+    _adaptive,
+    lambda: torch.tensor([[1e38, 1e38, -1e38, 1e38], [0.1, 0.2, 0.3, 0.4]]).requires_grad_(),
+    given(1, 8),
+)
+
+
 @case("losses: AdaptiveLogSoftmaxWithLoss, log_prob and predict", floats(5, 4))
 class AdaptiveProbabilities(nn.Module):
     def __init__(self):

@@ -216,6 +216,16 @@ def _slice_option(x, part, steps):
     return x[part], [x[step] for step in steps], x[..., 0]
 
 
+@_function(
+    "slices in containers, without an end, as keywords and as outputs",
+    floats(5, 3),
+    parts=lambda: {"a": slice(None), "b": [slice(None, None, 2)]},
+    one=lambda: slice(-2, None),
+)
+def _slices(x, parts, one):
+    return x[parts["a"]] * 2, x[parts["b"][0]], x[one], {"kept": one}
+
+
 @_function("positional and keyword for the same parameter list", floats(2, 3), y=floats(2, 3), z=lambda: 1.5)
 def _mixed(x, y, z=0.5):
     return x * y + z
