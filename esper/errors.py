@@ -137,8 +137,23 @@ class UnsupportedOpError(EsperError, NotImplementedError):
             for site in self.sites
         ]
         noun = "operator has" if len(ops) == 1 else "operators have"
-        super().__init__(
-            f"{len(ops)} {noun} no lowering:\n"
-            + "\n".join(rows)
-            + f'\nRegister one with `esper.lowers("{ops[0]}")`, or rewrite that part of the model.'
+        super().__init__(f"{len(ops)} {noun} no lowering:\n" + "\n".join(rows) + "\n" + "\n".join(_moves(ops)))
+
+
+# Operators whose result has a size that depends on the values of their input.
+_SIZED_BY_DATA = ("nonzero", "masked_select", "_unique", "unique", "bincount", "repeat_interleave", "argwhere")
+
+
+def _moves(ops: Sequence[str]) -> list[str]:
+    """What to do about operators without a lowering."""
+    sized = [op for op in ops if op.split(".")[1].startswith(_SIZED_BY_DATA)]
+    others = [op for op in ops if op not in sized]
+    moves = []
+    if sized:
+        moves.append(
+            f"The size of what {', '.join(sized)} gives depends on values, which a compiled program does not know "
+            "beforehand: use torch.where, a mask or sums by scatter_add instead."
         )
+    if others:
+        moves.append(f'Register one with `esper.lowers("{others[0]}")`, or rewrite that part of the model.')
+    return moves

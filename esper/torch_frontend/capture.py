@@ -7,7 +7,6 @@ loss is met here: rewritten so that the graph says it, or refused with its place
 from __future__ import annotations
 
 import logging
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,11 +16,12 @@ from unittest.mock import patch
 import torch
 import torch.fx.experimental._config as shape_config
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, _trace
 
 from esper.errors import RefusedError, TraceError
 from esper.program import Tree, flatten, unflatten
 from esper.torch_frontend.checks import unchecked
+from esper.torch_frontend.explain import explain
 from esper.torch_frontend.flex import kernelless, trim
 from esper.torch_frontend.forwards import blind_forwards
 from esper.torch_frontend.functions import Function, Joint, joint, known, opaque
@@ -125,7 +125,7 @@ def export(
         except TraceError:
             raise
         except Exception as error:  # torch.export raises every kind of exception: all become one, with the cause kept
-            raise TraceError(_explain(error)) from error
+            raise TraceError(explain(error, flat.module)) from error
     flat.seen.dropped = tuple(dropped)
     merge(captured, aliases(flat.module), PREFIX)
     keep_gradients(captured, calls, {f"{PREFIX}.{name}": found for name, found in (hooks or {}).items()})
@@ -149,7 +149,7 @@ def functionalise(
         except TraceError:
             raise
         except Exception as error:  # as above
-            raise TraceError(_explain(error)) from error
+            raise TraceError(explain(error, flat.module)) from error
 
 
 def _joints(
@@ -168,17 +168,18 @@ def _joints(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Export warns of its own deprecations and of attributes that modules cache in forward.
-        warnings.simplefilter("ignore")
-        was = [log.disabled for log in _LOGS]
-        for log in _LOGS:
-            log.disabled = True  # they log every failure of a capture, which the error reports once
-        try:
+    """What torch says of a failed capture is said once, by the error."""
+    was = [log.disabled for log in _LOGS]
+    for log in _LOGS:
+        log.disabled = True
+    try:
+        # Export warns of its own deprecations and of attributes that modules cache in forward; it prints graphs.
+        with warnings.catch_warnings(), patch.object(_trace, "print", lambda *_, **__: None, create=True):
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for log, disabled in zip(_LOGS, was, strict=True):
-                log.disabled = disabled
+    finally:
+        for log, disabled in zip(_LOGS, was, strict=True):
+            log.disabled = disabled
 
 
 @contextmanager
@@ -193,7 +194,10 @@ def _export_settings() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-_LOGS = [logging.getLogger(f"torch.{n}") for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
+_LOGS = [
+    logging.getLogger(f"torch.{name}")
+    for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes", "export._trace")
+]
 
 
 @contextmanager
@@ -303,10 +307,3 @@ def _holds_tensor(value: Any, depth: int) -> bool:
     if isinstance(value, list | tuple):
         return any(_holds_tensor(member, depth - 1) for member in value)
     return any(_holds_tensor(member, depth - 1) for member in getattr(value, "__dict__", {}).values())
-
-
-def _explain(error: Exception) -> str:
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
-    place = user_line(text) or user_line("".join(traceback.format_tb(error.__traceback__)))
-    return f"the module could not be captured{f' at {place}' if place else ''}: {first}"

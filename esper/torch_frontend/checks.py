@@ -19,6 +19,7 @@ from types import FrameType
 from unittest.mock import patch
 
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 _TALKS = ("warn", "warning", "warning_once", "warning_advice", "info", "debug", "error", "print")
 _DROPPED: ContextVar[dict[str, None] | None] = ContextVar("dropped", default=None)
@@ -38,7 +39,7 @@ def unchecked() -> Iterator[dict[str, None]]:
     def decide(self: torch.SymBool) -> bool:
         try:
             return truth(self)
-        except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode:
+        except GuardOnDataDependentSymNode:
             found = goes_on(sys._getframe(1))
             if found is None:
                 raise

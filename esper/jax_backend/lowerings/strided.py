@@ -33,9 +33,9 @@ def as_strided_scatter(x, src, size, stride, storage_offset=None):
 def resize(x, size):
     """resize(Tensor self, SymInt[] size, *, MemoryFormat? memory_format=None) -> Tensor"""
     count = math.prod(size)
-    if count > x.size:
-        raise RefusedError(f"resize_ to {tuple(size)} has more elements than {x.shape}: the new ones are undefined")
-    return x.reshape(-1)[:count].reshape(size)
+    kept = x.reshape(-1)[:count]
+    new = jnp.zeros(count - kept.size, x.dtype)  # torch leaves them as they are in memory, as in `torch.empty`
+    return jnp.concatenate((kept, new)).reshape(size)
 
 
 @lowers("aten.resize_as.default")
