@@ -100,7 +100,7 @@ class DataAssigned(nn.Module):
         return y * x
 
 
-@case("untracked: a parameter's .data is clamped before use", floats(3, 4), refuses="which the optimizer owns")
+@case("untracked: a parameter's .data is clamped before use", floats(3, 4))
 class ParameterClamped(nn.Module):
     def __init__(self):
         super().__init__()
@@ -122,7 +122,7 @@ class MaxNorm(nn.Module):
         return self.linear(x)
 
 
-@case("untracked: a parameter is scaled under no_grad before use", floats(2, 4), refuses="which the optimizer owns")
+@case("untracked: a parameter is scaled under no_grad before use", floats(2, 4))
 class ParameterScaled(nn.Module):
     def __init__(self):
         super().__init__()
