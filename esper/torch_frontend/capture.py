@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram, _trace
 from esper.errors import RefusedError, TraceError
 from esper.program import Tree, flatten, unflatten
 from esper.torch_frontend.checks import unchecked
+from esper.torch_frontend.derivatives import func_transforms
 from esper.torch_frontend.explain import explain
 from esper.torch_frontend.flex import kernelless, trim
 from esper.torch_frontend.forwards import blind_forwards
@@ -273,6 +274,7 @@ def _kept_meanings() -> Iterator[None]:
         _refuse_saved_tensor_hooks(),
         _refuse_seeding(),
         cumulative_batch_norm(),
+        func_transforms(),
         blind_forwards(),
         kernelless(),
         whole_regions(),

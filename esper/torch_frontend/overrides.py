@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from esper.errors import RefusedError
 from esper.torch_frontend import packed
 from esper.torch_frontend.checks import goes_on
+from esper.torch_frontend.derivatives import autograd_grad
 from esper.torch_frontend.draws import random_
 from esper.torch_frontend.known import follow, known_values
 from esper.torch_frontend.places import user_line
@@ -70,16 +71,6 @@ def _set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
         f"`.data` of a tensor is assigned at {user_line()}: a graph cannot say that. "
         "Write `tensor.data.copy_(value)` under torch.no_grad(), or use a new name."
     )
-
-
-def _grad(*args: Any, create_graph: bool = False, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
-    """`torch.autograd.grad`: constants, unless a graph is asked for."""
-    kwargs.pop("retain_graph", None)
-    with torch._C.DisableTorchFunction():
-        found = torch.autograd.grad(*args, create_graph=True, **kwargs)
-    if create_graph:
-        return found
-    return tuple(gradient if gradient is None else gradient.detach() for gradient in found)
 
 
 def _ctc_loss(
@@ -293,7 +284,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.masked_select: _masked_select,
     torch.Tensor.narrow: _narrow,
     torch.Tensor.random_: random_,
-    torch.autograd.grad: _grad,
+    torch.autograd.grad: autograd_grad,
     torch.combinations: _combinations,
     torch.corrcoef: _corrcoef,
     torch.cov: _cov,

@@ -19,7 +19,9 @@ from torch.fx import Node as FxNode
 from esper.errors import RefusedError, TraceError
 from esper.program import DType, InputSpec, Node, OutputSpec, Program, Ref, TensorType, Tree, flatten, verify
 from esper.program.sizes import check
+from esper.program.slicing import between
 from esper.torch_frontend.capture import PREFIX
+from esper.torch_frontend.derivatives import GRAD
 from esper.torch_frontend.functions import FUNCTION, Joint
 from esper.torch_frontend.graft import GRAFT
 from esper.torch_frontend.places import user_line
@@ -244,6 +246,10 @@ class _Builder:
         return isinstance(value, Ref) and any(held.name == value.name and held.kind == "user" for held in self.inputs)
 
     def _arguments(self, fx_node: FxNode) -> tuple[Any, ...]:
+        if op_name(fx_node.target) == GRAD:
+            outputs, inputs, cotangents, batched = self._literal(tuple(fx_node.args))
+            body, free = between(self.nodes, self.types, inputs, outputs)
+            return body, inputs, free, cotangents, batched
         if op_name(fx_node.target) != FUNCTION:
             return self._literal(tuple(fx_node.args))
         tensors, name = fx_node.args
