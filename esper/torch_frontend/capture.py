@@ -275,10 +275,27 @@ def _kept_meanings() -> Iterator[None]:
         _refuse_seeding(),
         cumulative_batch_norm(),
         func_transforms(),
+        _modules_keep_their_dtype(),
         blind_forwards(),
         kernelless(),
         whole_regions(),
     ):
+        yield
+
+
+@contextmanager
+def _modules_keep_their_dtype() -> Iterator[None]:
+    """A module that is moved or cast in a forward (`self.part.to(x.dtype)`) stays as it is, or the move is refused."""
+
+    def keep(self: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        if all(function(tensor) is tensor for tensor in (*self.parameters(recurse), *self.buffers(recurse))):
+            return self
+        raise RefusedError(
+            f"the forward casts a {type(self).__name__} at {user_line()}, which would change its parameters: cast what "
+            "it takes and gives instead"
+        )
+
+    with patch.object(nn.Module, "_apply", keep):
         yield
 
 

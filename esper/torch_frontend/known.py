@@ -15,16 +15,25 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
 _LARGEST = 4096  # elements
-_MAKERS = (torch.tensor, torch.as_tensor, torch.arange)
+_MAKERS = (torch.tensor, torch.as_tensor, torch.arange, torch.zeros, torch.ones, torch.full)
 _READERS = tuple(getattr(torch.Tensor, n) for n in ("tolist", "item", "__int__", "__float__", "__bool__", "__index__"))
-_FOLLOWED = (
-    *(torch.sort, torch.index_select, torch.argsort, torch.max, torch.min, torch.sum, torch.cumsum, torch.flip),
-    *(torch.cat, torch.stack),
-    *(getattr(torch.Tensor, n) for n in ("unsqueeze", "squeeze", "expand", "view", "reshape", "add", "sub", "mul")),
-    *(getattr(torch.Tensor, n) for n in ("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__")),
-    *(getattr(torch.Tensor, n) for n in ("sort", "index_select", "argsort", "max", "min", "sum", "cumsum", "flip")),
-    *(getattr(torch.Tensor, n) for n in ("to", "cpu", "long", "int", "__getitem__", "clone", "detach")),
-    *(getattr(torch.Tensor, n) for n in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")),
+_FOLLOWED = frozenset(
+    (
+        *(torch.sort, torch.index_select, torch.argsort, torch.max, torch.min, torch.sum, torch.cumsum, torch.flip),
+        *(torch.cat, torch.stack, torch.where, torch.any, torch.all, torch.triu, torch.tril, torch.logical_not),
+        *(
+            getattr(torch.Tensor, name)
+            for name in (
+                *("sort", "index_select", "argsort", "max", "min", "sum", "cumsum", "flip", "any", "all", "clamp"),
+                *("to", "cpu", "long", "int", "float", "bool", "type_as", "__getitem__", "clone", "detach"),
+                *("unsqueeze", "squeeze", "expand", "view", "reshape", "flatten", "transpose", "permute", "repeat"),
+                *("add", "sub", "mul", "div", "neg", "abs", "masked_fill", "logical_not", "triu", "tril"),
+                *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__floordiv__"),
+                *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__invert__", "__and__", "__or__"),
+                *("eq", "ne", "lt", "le", "gt", "ge"),
+            )
+        ),
+    )
 )
 _SIZED = (torch.zeros, torch.ones, torch.empty, torch.full)
 
@@ -48,7 +57,7 @@ def follow(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
     plain = not any(isinstance(leaf, torch.SymInt) for leaf in leaves)
     made = func in _MAKERS and not tensors
     followed = func in _FOLLOWED and tensors and all(known_values(tensor) is not None for tensor in tensors)
-    if plain and (made or followed):
+    if plain and (made or followed) and _is_small(out):
         _remember(out, _really(func, args, kwargs))
     return out
 
@@ -76,8 +85,13 @@ def _really(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
 
 def _remember(out: Any, values: Any) -> None:
     for made, value in zip(pytree.tree_leaves(out), pytree.tree_leaves(values), strict=True):
-        if isinstance(made, torch.Tensor) and value.numel() <= _LARGEST:
+        if isinstance(made, torch.Tensor):
             remember(made, value)
+
+
+def _is_small(out: Any) -> bool:
+    tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+    return all(tensor.numel() <= _LARGEST for tensor in tensors)
 
 
 def remember(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,7 @@ class Overrides(TorchFunctionMode):
         replacement = _FUNCTIONS.get(func)
         if replacement is None and func in _RECURRENT and _is_packed(args):
             replacement = _RECURRENT[func]
-        if func is torch.Tensor.__bool__ and known_values(args[0]) is None:
+        if func in _ASKS and args[0].dtype is torch.bool and known_values(args[0]) is None:
             passing = goes_on(sys._getframe(1))
             if passing is not None:
                 return passing
@@ -49,6 +49,9 @@ class Overrides(TorchFunctionMode):
             return follow(func, args, given)
         with self:  # what a replacement calls is looked at as well
             return replacement(*args, **given)
+
+
+_ASKS = (torch.Tensor.__bool__, torch.Tensor.item)
 
 
 def _is_packed(args: tuple[Any, ...]) -> bool:
