@@ -44,7 +44,11 @@ def _build(name: str, config: dict[str, Any], inputs: Inputs, *, train: bool) ->
         model = make(name.split()[0], config)
         torch.manual_seed(1)
         gradients = train or name not in models.WITHOUT_GRADIENTS
-        return [Call(model, kwargs=inputs(model), train=train, drawn=name in models.DRAWN, gradients=gradients)]
+        given, wide = inputs(model), train and name in models.WIDE
+        if wide:
+            model = model.double()
+            given = {name: value.double() if value.is_floating_point() else value for name, value in given.items()}
+        return [Call(model, kwargs=given, train=train, drawn=name in models.DRAWN, gradients=gradients, wide=wide)]
 
     return build
 
