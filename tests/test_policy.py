@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -286,7 +286,8 @@ def with_aux(model):
     return loss_of(model, (X[0], Y[0])), "aux"
 
 
-@jax.jit
+# Bit-equality is a promise about programs as users run them: compiled with XLA's default optimisation.
+@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 def isolated(params, model):
     return jax.value_and_grad(lambda p: isolated_loss(with_aux, model.replace(params=p))[0])(params)
 

@@ -65,7 +65,9 @@ def test_without_dimensions(name):
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS.keys() - {"glu", "glu_dim", "softmax", "softmin", "log_softmax"}))
 def test_nan_and_infinity(name):
-    check(ACTIVATIONS[name], torch.tensor([math.nan, math.inf, -math.inf, 1.0]), gradients=False)
+    # Torch's own gelu of infinity is infinite or NaN, by the CPU's vector width and the tensor's length.
+    largest = 1e30 if name == "gelu" else math.inf
+    check(ACTIVATIONS[name], torch.tensor([math.nan, largest, -math.inf, 1.0]), gradients=False)
 
 
 @pytest.mark.parametrize("function", [F.relu, F.relu6, lambda x: F.hardtanh(x, -1, 2), lambda x: F.threshold(x, 1, 5)])
