@@ -92,6 +92,21 @@ def test_a_check_that_is_left_out_is_told_with_its_place():
     assert out.tolist() == [2, 2]
 
 
+class Caught(nn.Module):
+    def forward(self, x):
+        try:
+            if x.max() > 10:
+                raise ValueError("too large")
+            return x * 2
+        except ValueError:
+            return x
+
+
+def test_a_raise_that_the_forward_catches_is_a_branch():
+    with pytest.raises(EsperError, match=r"Caught.*test_state\.py:\d+|test_state\.py:\d+"):
+        esper.wrap(Caught())(torch.ones(2))
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x * 2 if x.max() > 10 else x

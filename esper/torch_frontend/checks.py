@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from unittest.mock import patch
@@ -90,6 +91,8 @@ def _passing(path: str, at: tuple[int, int, int, int]) -> bool | None:
         chain = _chain(ast.parse(source), at)
     except SyntaxError:
         return None
+    if _is_caught(chain):
+        return None
     wanted_of_test, turned = None, False
     for parent, child in zip(chain[1:], chain, strict=False):
         if isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.Not):
@@ -100,6 +103,12 @@ def _passing(path: str, at: tuple[int, int, int, int]) -> bool | None:
         elif not (isinstance(parent, ast.BoolOp) or _is_bool(parent)):
             return None
     return None if wanted_of_test is None else wanted_of_test != turned
+
+
+def _is_caught(chain: list[ast.AST]) -> bool:
+    """Whether the function itself handles what is raised there, so that raising is a way to go on."""
+    within = takewhile(lambda node: not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda), chain)
+    return any(isinstance(node, ast.Try) and node.handlers for node in within)
 
 
 def _chain(tree: ast.AST, at: tuple[int, int, int, int]) -> list[ast.AST]:
