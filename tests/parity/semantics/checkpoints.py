@@ -342,19 +342,6 @@ class Branches(nn.Module):
         return checkpoint(self.run, x, use_reentrant=False) * x
 
 
-@case("checkpoints: under vmap and grad of torch.func", floats(3, 4))
-class Transformed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.randn(4))
-
-    def one(self, v):
-        return checkpoint(lambda u: (u.sin() * self.scale).sum(), v, use_reentrant=True)
-
-    def forward(self, x):
-        return torch.func.vmap(lambda v: v.sin() * self.one(v))(x)
-
-
 @case("checkpoints: a hook on a tensor inside", floats(3, 4))
 class HookInside(nn.Module):
     def __init__(self):

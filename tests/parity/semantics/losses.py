@@ -174,7 +174,7 @@ def _adaptive() -> nn.Module:
     return nn.AdaptiveLogSoftmaxWithLoss(4, 10, [3, 6], head_bias=True)
 
 
-_layer("AdaptiveLogSoftmaxWithLoss, one row alone", _adaptive, floats(4), given(7))
+_layer("AdaptiveLogSoftmaxWithLoss, one row alone", _adaptive, floats(4), lambda: torch.tensor(7))
 _layer("AdaptiveLogSoftmaxWithLoss, all in the shortlist", _adaptive, floats(3, 4), given(0, 2, 1))
 _layer("AdaptiveLogSoftmaxWithLoss, a batch of one", _adaptive, floats(1, 4), given(4))
 _layer(
