@@ -24,6 +24,7 @@ class Row:
         sized: The constructor is told the size, as `img_size`.
         batch: 8 where batch norm meets one value for each image; fewer have no statistics to speak of.
         train: Batch norm and whatever else differs works as in training; drop rates are 0 either way.
+        wide: Judged in float64.
         options: For the constructor.
         note: Why the row is not as the others are.
     """
@@ -33,6 +34,7 @@ class Row:
     sized: bool = False
     batch: int = 2
     train: bool = True
+    wide: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -59,7 +61,9 @@ TABLE = {
     "dla": Row("dla46x_c", 64, train=False),
     "dpn": Row("dpn48b", 48, train=False),
     "edgenext": Row("edgenext_xx_small", 64),
-    "efficientformer": Row("efficientformer_l1", 224),
+    "efficientformer": Row(
+        "efficientformer_l1", 224, wide=True, note="in float32 a value of 3e-7 lies on either side of a ReLU's kink"
+    ),
     "efficientformer_v2": Row("efficientformerv2_s0", 64, sized=True),
     "efficientnet": Row("test_efficientnet", 48),
     "efficientvim": Row("efficientvim_m1", 96),
@@ -179,7 +183,10 @@ def _build(timm: ModuleType, row: Row) -> Callable[[], list[Call]]:
         module = timm.create_model(row.model, pretrained=False, **size, **row.options)
         _never_drop(module)
         _stir(module)
-        return [Call(module, (torch.randn(row.batch, 3, row.size, row.size),), train=row.train)]
+        image = torch.randn(row.batch, 3, row.size, row.size)
+        if row.wide:
+            module, image = module.double(), image.double()
+        return [Call(module, (image,), train=row.train, wide=row.wide)]
 
     return build
 
