@@ -24,7 +24,7 @@ from esper.torch_frontend.checks import unchecked
 from esper.torch_frontend.derivatives import func_transforms
 from esper.torch_frontend.explain import explain
 from esper.torch_frontend.flex import kernelless, trim
-from esper.torch_frontend.forwards import blind_forwards
+from esper.torch_frontend.forwards import blind_forwards, lstm_states
 from esper.torch_frontend.functions import Function, Joint, joint, known, opaque
 from esper.torch_frontend.gradients import Hooks, keep_gradients
 from esper.torch_frontend.mode_regions import whole_regions
@@ -189,7 +189,8 @@ def _export_settings() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Oblivious to 0 and 1: what the model assumes of a size becomes a guard instead of a silent branch.
-        with torch.enable_grad(), one_by_one(), shape_config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
+        oblivious = shape_config.patch(backed_size_oblivious=True)  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.enable_grad(), one_by_one(), lstm_states(), oblivious:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -16,6 +16,10 @@ _ADVICE = (
         "A size or a branch depends on the values of a tensor, which a compiled program does not know beforehand: "
         "use torch.where, torch.cond or a mask of fixed size there.",
     ),
+    (
+        ("torch._C.Generator",),
+        "A torch.Generator cannot be carried: draws come from the call's `key`.",
+    ),
 )
 
 

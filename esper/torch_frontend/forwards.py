@@ -1,4 +1,4 @@
-"""Forwards of torch's own modules that look at values, said without looking while a user's forward is traced."""
+"""Forwards of torch's own that look at values, or are wrong, said in their own words while a user's is traced."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 
 _ENCODER, _DECODER = nn.TransformerEncoder.forward, nn.TransformerDecoder.forward
 _LOSS: Any = torch.nn.modules.adaptive._ASMoutput
+_DECOMPOSITIONS: Any = torch._decomp.decompositions  # pyright: ignore[reportAttributeAccessIssue]
 _DEFINING = ("forward", "_sa_block")  # what a layer does with `is_causal`
 
 
@@ -116,3 +117,16 @@ _FORWARDS: tuple[tuple[type[nn.Module], str, Callable[..., Any]], ...] = (
     (nn.TransformerDecoder, "forward", _decode),
     (nn.TransformerEncoder, "forward", _encode),
 )
+
+
+@contextmanager
+def lstm_states() -> Iterator[None]:
+    """While open, an LSTM's last states have their own shape when a graph is made; torch 2.12 adds a dimension."""
+    layer = _DECOMPOSITIONS.one_layer_lstm
+
+    def run(inp: torch.Tensor, hidden: tuple[torch.Tensor, ...], *args: Any, **kwargs: Any) -> Any:
+        out, last = layer(inp, hidden, *args, **kwargs)
+        return out, tuple(state.view_as(start) for state, start in zip(last, hidden, strict=True))
+
+    with patch.object(_DECOMPOSITIONS, "one_layer_lstm", run):
+        yield

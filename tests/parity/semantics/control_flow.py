@@ -144,7 +144,11 @@ class Scan(nn.Module):
         return scan(step, start, xs, dim=0)
 
 
-@case("control flow: scan over trees, in reverse, with a parameter", floats(5, 3), floats(5, 3))
+# Against the same loop written out, 2.12's gradient is off by 0.25, 2.13's by 1e-7.
+_SCAN_IN_REVERSE = "" if torch.__version__ >= "2.13" else "before torch 2.13, eager scan in reverse has wrong gradients"
+
+
+@case("control flow: scan over trees, in reverse, with a parameter", floats(5, 3), floats(5, 3), skip=_SCAN_IN_REVERSE)
 class ScanTrees(nn.Module):
     def __init__(self):
         super().__init__()

@@ -136,6 +136,17 @@ class PackedBetween(nn.Module):
         return pad_packed_sequence(self.second(packed)[0])[0]
 
 
+@case("recurrent: Python reads the shape of an LSTM's last state", floats(4, 2, 3))
+class LastStateShape(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, num_layers=2, proj_size=2)
+
+    def forward(self, x):
+        _, (h, c) = self.lstm(x)
+        return h.new_ones(h.shape) * h, c.reshape(-1, c.shape[-1]) * len(c.shape)
+
+
 @case("recurrent: pack_sequence and pad_sequence of a list", lambda: [floats(4, 3)(), floats(2, 3)(), floats(1, 3)()])
 class ListOfSequences(nn.Module):
     def __init__(self):

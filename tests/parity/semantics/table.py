@@ -13,13 +13,16 @@ from parity.case import Call, Case
 _CASES: dict[str, Case] = {}
 
 
-def case(name: str, *inputs: Callable[[], Any], refuses: str = "", **options: Any) -> Callable[[Any], Any]:
+def case(
+    name: str, *inputs: Callable[[], Any], refuses: str = "", skip: str = "", **options: Any
+) -> Callable[[Any], Any]:
     """Registers a case.
 
     Args:
         name: Says what of torch's semantics it shows.
         inputs: For a module class: functions that make its arguments, such as `floats(3, 4)`.
         refuses: Words of the refusal that is documented for it.
+        skip: Why the case is not run.
         options: Further fields of `Call`.
 
     Example:
@@ -40,7 +43,7 @@ def case(name: str, *inputs: Callable[[], Any], refuses: str = "", **options: An
             call = made()
             return [call] if isinstance(call, Call) else list(call)
 
-        _CASES[name] = Case(name, build, refuses=refuses)
+        _CASES[name] = Case(name, build, skip=skip, refuses=refuses)
         return made
 
     return register
