@@ -129,7 +129,7 @@ TABLE = {
     "tnt": Row("tnt_s_legacy_patch16_224", 32, sized=True, options={"depth": 4}, note="4 of 12 blocks: time"),
     "tresnet": Row("tresnet_m", 48, options={"layers": (1, 1, 2, 1)}, note="5 of 21 blocks: time"),
     "twins": Row("twins_svt_small", 64, sized=True),
-    "vgg": Row("vgg11", 32),
+    "vgg": Row("vgg11", 32, wide=True, note="in float32 a value of 6e-7 lies on either side of a ReLU's kink"),
     "visformer": Row("visformer_tiny", 64, sized=True),
     "vision_transformer": Row("test_vit", 32, sized=True),
     "vision_transformer_hybrid": Row("vit_tiny_r_s16_p8_224", 32, sized=True),
