@@ -219,7 +219,8 @@ def _growths(model: MorphableModel) -> list[Growth]:
             arrays = model.params["kernels"][kernel.layer][kernel.seed]
             params = {name: kernel.source.to_foreign(array, None) for name, array in arrays.items()}
             source: Any = kernel.source
-            growths.append(Growth(kernel.layer, source, params, kernel.placement, float(alpha[row, kernel.seed])))
+            weight = float(alpha[row, kernel.seed])
+            growths.append(Growth(kernel.layer, source, params, kernel.placement, weight, kernel.blend))
     return growths
 
 

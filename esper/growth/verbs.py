@@ -15,11 +15,12 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 
+from esper.blending import BLENDS
 from esper.errors import SeedError, UnknownLayerError
 from esper.growth.optimizer import migrate
 from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
-from esper.jax_backend.source import Kernel, Structure
+from esper.jax_backend.source import GRAFT, Kernel, Structure
 from esper.lifecycle import SeedLifecycleState, check_transition
 
 State = TypeVar("State")
@@ -34,6 +35,7 @@ def germinate(
     blueprint: str,
     key: jax.Array,
     options: Mapping[str, Any] | None = None,
+    blend: str = "add",
 ) -> tuple[MorphableModel, State]:
     """Puts a new kernel into a dormant seed, which starts TRAINING; the model's outputs do not change.
 
@@ -45,6 +47,7 @@ def germinate(
         blueprint: Name of a recipe for this kind of layer.
         key: What the kernel's parameters are drawn from.
         options: The recipe's options, such as {"rank": 16}.
+        blend: How the kernel will join the layer's output: "add", "lerp", "multiply" or "gate" (`esper.blending`).
 
     Returns:
         The model with the kernel, and the optimiser state with its entries.
@@ -53,16 +56,20 @@ def germinate(
         UnknownLayerError: No such layer.
         UnknownBlueprintError: No such blueprint for this kind of layer.
         IllegalTransitionError: The seed is not DORMANT.
-        SeedError: The model never calls the layer, or the recipe has no such option.
+        SeedError: The model never calls the layer, the recipe does not fit it or has no such option, or there is no
+            such blend.
     """
     row = _row(model, layer, seed)
     check_transition(_state(model, row, seed), SeedLifecycleState.LOADING, _place(layer, seed))
     structure = model.structure
     _check_called(structure, layer)
-    entropy = int(jax.random.bits(key, dtype=jnp.uint32))
-    sprout = structure.source.sprout(blueprint, structure.sites[row], options or {}, entropy)
-    kernel = Kernel(layer, seed, blueprint, sprout.options, structure.sites[row], sprout.placement, sprout.source)
+    if blend not in BLENDS:
+        raise SeedError(f"no blend {blend!r}; there are: {', '.join(BLENDS)}")
+    entropy, site = int(jax.random.bits(key, dtype=jnp.uint32)), structure.site(layer)
+    sprout = structure.source.sprout(blueprint, site, options or {}, entropy, blend)
+    kernel = Kernel(layer, seed, blueprint, sprout.options, site, sprout.placement, blend, sprout.source)
     arrays = {name: adopt(sprout.source, tensor, f"{layer}: {name}") for name, tensor in sprout.params.items()}
+    arrays |= {own: jnp.copy(_host_array(model, name)) for own, name in sprout.copied.items()}
     grown = _with_kernel(model, kernel, arrays)
     seeds = grown.seeds.set(
         row,
@@ -145,12 +152,17 @@ def _row(model: MorphableModel, layer: str, seed: int) -> int:
 def _check_called(structure: Structure, layer: str) -> None:
     """A layer whose weight the model reads without calling the layer has no output for a kernel to join."""
     programs = structure.source.programs
-    marks = {node.args[2] for program in programs for node in program.walk() if node.op == "esper.graft.default"}
+    marks = {node.args[2] for program in programs for node in program.walk() if node.op == GRAFT}
     if programs and layer not in marks:
         raise SeedError(
             f"layer {layer!r} is never called as a module in the forwards captured so far, so a kernel there would "
             "have no effect; choose the module that is called instead"
         )
+
+
+def _host_array(model: MorphableModel, name: str) -> jax.Array:
+    host = model.params["host"]
+    return host[name] if name in host else model.buffers[name]
 
 
 def _place(layer: str, seed: int) -> str:

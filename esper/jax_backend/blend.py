@@ -1,4 +1,4 @@
-"""How kernels join a layer: `y = h + sum of alpha * k`, by select, exact when nothing is live.
+"""Kernels in a layer, one after the other in order of seed, by select: exact when nothing is live.
 
 A kernel that is not live must leave no trace, in the forward or in the backward, even when it is full of
 NaN: multiplying by 0 would not do (0 * NaN), nor would a `where` alone (its gradient is 0 * NaN for the
@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from esper.blending import joined
 
 Branch = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 """A kernel as a function of the layer's (output, input, key)."""
@@ -39,6 +41,7 @@ def blend(
     host: jax.Array,
     input: jax.Array,
     branches: Sequence[Branch],
+    blends: Sequence[str],
     live: jax.Array,
     alpha: jax.Array,
     key: jax.Array | None,
@@ -49,6 +52,7 @@ def blend(
         host: The layer's own output.
         input: The layer's input.
         branches: The kernels, guarded by the caller as far as their parameters go.
+        blends: How each joins, a name of `esper.blending`.
         live: Whether each takes part, shape [kernels].
         alpha: Weight of each, shape [kernels].
         key: For kernels that draw.
@@ -64,7 +68,7 @@ def blend(
         for place, branch in enumerate(branches):
             on = live[place]
             made = branch(guard(on, host), guard(on, input), key).astype(host.dtype)
-            output = jnp.where(on, output + alpha[place].astype(host.dtype) * made, output)
+            output = jnp.where(on, joined(blends[place], output, alpha[place].astype(host.dtype), made), output)
         return output
 
     any_live = jnp.any(live)

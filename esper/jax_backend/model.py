@@ -16,13 +16,14 @@ from esper.errors import SeedError
 from esper.jax_backend.blend import Branch, blend, guarded
 from esper.jax_backend.call import assemble, is_array, prepare
 from esper.jax_backend.evaluate import check_key, evaluate
-from esper.jax_backend.interchange import constants, describe
+from esper.jax_backend.interchange import constants
+from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.layers import KasminaLayer, Layers
 from esper.jax_backend.registry import check_lowered
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.source import Kernel, Structure
 from esper.lifecycle import SeedLifecycleState
-from esper.program import Program, Signature, flatten
+from esper.program import Program
 
 Params = dict[str, Any]
 
@@ -188,7 +189,7 @@ def _join(
     row, seeds = model.structure.row(kernels[0].layer), jnp.asarray([kernel.seed for kernel in kernels])
     live, alpha = model.seeds.live()[row, seeds], model.seeds.alpha[row, seeds]
     branches = [_branch(model, kernel, live[place], train) for place, kernel in enumerate(kernels)]
-    return blend(host, input, branches, live, alpha, key)
+    return blend(host, input, branches, [kernel.blend for kernel in kernels], live, alpha, key)
 
 
 def _branch(model: MorphableModel, kernel: Kernel, live: jax.Array, train: bool) -> Branch:
@@ -197,8 +198,7 @@ def _branch(model: MorphableModel, kernel: Kernel, live: jax.Array, train: bool)
     def run(host: jax.Array, input: jax.Array, key: jax.Array | None) -> jax.Array:
         fed = host if kernel.placement == "sequential" else input
         own_key = None if key is None else jax.random.fold_in(key, kernel.seed)
-        program = kernel.source.program(_one_tensor(fed, train))
-        (made,), _ = evaluate(program, guarded(live, params), {}, [fed], own_key, constants=constants(kernel.source))
+        made = kernel_output(kernel.source, guarded(live, params), fed, train=train, key=own_key)
         if made.shape != host.shape:
             raise SeedError(
                 f"blueprint {kernel.blueprint!r} at layer {kernel.layer!r} returns shape {made.shape} "
@@ -207,11 +207,6 @@ def _branch(model: MorphableModel, kernel: Kernel, live: jax.Array, train: bool)
         return made
 
     return run
-
-
-def _one_tensor(array: jax.Array, train: bool) -> Signature:
-    _, tree = flatten(((array,), {}))
-    return Signature(tree, (describe(array, array, "the kernel's input"),), train)
 
 
 def _only(training: jax.Array, tree: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from esper.program import LayerSite, Program, Signature
+from esper.program import LayerSite, Program, Signature, TensorType
+
+GRAFT = "esper.graft.default"
 
 
 class Sprout(Protocol):
@@ -32,6 +34,11 @@ class Sprout(Protocol):
     @property
     def options(self) -> tuple[tuple[str, Any], ...]:
         """The recipe's options, defaults included."""
+        ...
+
+    @property
+    def copied(self) -> Mapping[str, str]:
+        """Parameters that start from the host's: the kernel's name to the host's."""
         ...
 
 
@@ -63,7 +70,9 @@ class ModuleSource(Protocol):
         """A foreign tensor from an array."""
         ...
 
-    def sprout(self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int) -> Sprout:
+    def sprout(
+        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int, blend: str = "add"
+    ) -> Sprout:
         """Builds a kernel for a layer."""
         ...
 
@@ -79,6 +88,7 @@ class Kernel:
         options: The recipe's options.
         site: The layer it was built for.
         placement: "parallel" (fed the layer's input) or "sequential" (fed its output).
+        blend: How it joins the layer's output: "add", "lerp", "multiply" or "gate".
         source: Where its Programs come from.
     """
 
@@ -88,6 +98,7 @@ class Kernel:
     options: tuple[tuple[str, Any], ...]
     site: LayerSite
     placement: str
+    blend: str
     source: ModuleSource = field(compare=False, repr=False)
 
 
@@ -115,6 +126,12 @@ class Structure:
         """The layer's row in the seed state."""
         return [site.name for site in self.sites].index(layer)
 
+    def site(self, layer: str) -> LayerSite:
+        """The layer, with the shapes of what it takes and gives if a capture has shown them."""
+        site = self.sites[self.row(layer)]
+        shapes = next((found for program in self.source.programs for found in _shapes(program, layer)), None)
+        return replace(site, input=shapes[0], output=shapes[1]) if shapes else site
+
     def __eq__(self, other: object) -> bool:
         # The source is its module's identity: two wraps are two structures, whatever they hold.
         return (
@@ -126,3 +143,14 @@ class Structure:
 
     def __hash__(self) -> int:
         return hash((id(self.source), self.kernels, self.shadow))
+
+
+def _shapes(program: Program, layer: str) -> Iterator[tuple[tuple[int | str, ...], tuple[int | str, ...]]]:
+    """Shapes of what `layer` takes and gives at each of its calls, those in bodies included."""
+    for node in program.nodes:
+        if node.op == GRAFT and node.args[2] == layer:
+            output, input = (program.types[value.name] for value in node.args[:2])
+            if isinstance(input, TensorType) and isinstance(output, TensorType):
+                yield input.shape, output.shape
+        for body in node.bodies():
+            yield from _shapes(body, layer)

@@ -7,43 +7,48 @@ kernels are ordinary submodules under `grown`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from esper.blending import joined
+
 
 class Branch(nn.Module):
-    """A kernel with its weight and what it is fed."""
+    """A kernel with its weight, what it is fed and how it joins."""
 
-    def __init__(self, kernel: nn.Module, alpha: float, placement: str) -> None:
+    def __init__(self, kernel: nn.Module, alpha: float, placement: str, blend: str) -> None:
         super().__init__()
         self.kernel = kernel
         self.alpha = alpha
         self.placement = placement
+        self.blend = blend
 
-    def forward(self, input: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
-        """What the kernel adds to the host's output."""
-        return self.alpha * self.kernel(host if self.placement == "sequential" else input)
+    def forward(self, input: torch.Tensor, host: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The output of the layer and the branches before, with this one in it."""
+        made = self.kernel(host if self.placement == "sequential" else input)
+        return joined(self.blend, output, self.alpha, made)
 
     def extra_repr(self) -> str:
-        """The weight and the placement."""
-        return f"alpha={self.alpha:g}, placement={self.placement!r}"
+        """The weight, the placement and the blend."""
+        return f"alpha={self.alpha:g}, placement={self.placement!r}, blend={self.blend!r}"
 
 
 class Grown:
-    """Mixed into a layer's class: the layer's own output plus what its branches add."""
+    """Mixed into a layer's class: the layer's own output with its branches in it."""
 
     grown: nn.ModuleList
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The host's forward, then `output + sum of alpha * kernel`."""
+        """The host's forward, then each branch."""
         host = super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         input = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         output = host
         for branch in self.grown:
-            output = output + branch(input, host)
+            output = branch(input, host, output)
         return output
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -51,20 +56,32 @@ class Grown:
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-def grow(module: nn.Module, name: str, kernel: nn.Module, alpha: float, placement: str) -> nn.Module:
-    """`module` with a kernel beside the layer `name`; the layer object stays the same one, wherever it is shared."""
+class GrownParts(Grown):
+    """The same for an `nn.Sequential`, whose forward runs through its parts: those of its own."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (part for name, part in self._modules.items() if name != "grown")  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def grow(module: nn.Module, name: str, branch: Branch) -> nn.Module:
+    """`module` with a branch beside the layer `name`; the layer object stays the same one, wherever it is shared."""
     layer = module.get_submodule(name)
     if not isinstance(layer, Grown):
         layer.__class__ = grown_class(type(layer))
         layer.add_module("grown", nn.ModuleList())
-    layer.grown.append(Branch(kernel, alpha, placement))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    layer.grown.append(branch)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return module
 
 
 @cache
 def grown_class(host: type[nn.Module]) -> type[nn.Module]:
     """The class of `host` layers that have grown."""
-    return type(f"Grown{host.__name__}", (Grown, host), {"__module__": host.__module__})
+    mixin = GrownParts if issubclass(host, nn.Sequential) else Grown
+    made: Any = type(f"Grown{host.__name__}", (mixin, host), {"__module__": host.__module__})
+    return made
 
 
 def _empty(host: type[nn.Module]) -> nn.Module:

@@ -9,20 +9,21 @@ import torch
 from torch import nn
 
 from esper.errors import EsperError
-from esper.torch_frontend.grown import grow
+from esper.torch_frontend.grown import Branch, grow
 from esper.torch_frontend.skeleton import set_mode
 from esper.torch_frontend.source import TorchSource
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A kernel to be put beside its layer: its own source, its trained arrays, its place and its weight."""
+    """A kernel to be put beside its layer: its own source, its trained arrays, its place, its weight, how it joins."""
 
     layer: str
     source: TorchSource
     params: Mapping[str, torch.Tensor]
     placement: str
     alpha: float
+    blend: str
 
 
 def rebuild(source: TorchSource, tensors: Mapping[str, torch.Tensor], growths: Sequence[Growth]) -> nn.Module:
@@ -38,7 +39,8 @@ def rebuild(source: TorchSource, tensors: Mapping[str, torch.Tensor], growths: S
     for growth in growths:
         kernel = growth.source.template()
         fill(kernel, growth.params)
-        module = grow(module, growth.layer, kernel, growth.alpha, growth.placement)
+        branch = Branch(kernel, growth.alpha, growth.placement, growth.blend)
+        module = grow(module, growth.layer, branch)
     set_mode(module, source.modes.get("", False), source.modes)
     return module
 

@@ -16,7 +16,7 @@ from esper.errors import RefusedError, TraceError, WrapError
 from esper.program import BindError, LayerSite, Program, Signature, Static, TensorType
 from esper.torch_frontend import capture
 from esper.torch_frontend.arrays import exportable, to_torch
-from esper.torch_frontend.blueprints import build
+from esper.torch_frontend.blueprints import build, copied
 from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
 from esper.torch_frontend.scripted import tensors_stay
@@ -35,12 +35,14 @@ class Sprout:
         params: Its initial parameters by torch name.
         placement: What it is fed, "parallel" or "sequential".
         options: The recipe's options, defaults included.
+        copied: Parameters that start from the host's: the kernel's name to the host's.
     """
 
     source: TorchSource
     params: Mapping[str, torch.Tensor]
     placement: str
     options: tuple[tuple[str, Any], ...]
+    copied: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,24 @@ class TorchSource:
         """A torch tensor from an array, with memory of its own."""
         return to_torch(array, dtype)
 
-    def sprout(self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int) -> Sprout:
+    def sprout(
+        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int, blend: str = "add"
+    ) -> Sprout:
         """Builds a kernel for a layer: a source of its own, and initial parameters.
 
         Raises:
             UnknownBlueprintError: No such blueprint for this kind of layer.
+            SeedError: The blueprint does not fit the layer.
         """
-        kernel, entry = build(blueprint, site, options, entropy)
+        kernel, entry = build(blueprint, site, options, entropy, self.module.get_submodule(site.name), blend)
         params = {name: parameter.detach() for name, parameter in kernel.named_parameters()}
-        source = TorchSource(kernel, supported=self._supported, wide=self.wide)
-        return Sprout(source, params, entry.placement, tuple(sorted({**entry.options, **options}.items())))
+        return Sprout(
+            source=TorchSource(kernel, supported=self._supported, wide=self.wide),
+            params=params,
+            placement=entry.placement,
+            options=tuple(sorted({**entry.options, **options}.items())),
+            copied={own: self._aliases.get(name, name) for own, name in copied(kernel, site.name).items()},
+        )
 
     def _capture(self, signature: Signature) -> Program:
         found: TraceError | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from esper.program import LayerSite
 
 Recipe = Callable[..., nn.Module]
 
+ANY = "*"
+"""The kind that stands for every layer of one tensor in and one out."""
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -22,8 +25,9 @@ class Blueprint:
 
     Attributes:
         name: Its name in the catalogue.
-        recipe: Takes the LayerSite, then options by name; returns an `nn.Module` of one tensor in, one out.
-        kinds: The layer kinds it is for, such as ("Linear",).
+        recipe: Takes the LayerSite, then options by name; returns an `nn.Module` of one tensor in, one out. A
+            second parameter without a default is the host's layer itself.
+        kinds: The layer kinds it is for, such as ("Linear",); "*" is any.
         placement: What the kernel is fed: "parallel" the layer's input, "sequential" its output.
     """
 
@@ -35,29 +39,49 @@ class Blueprint:
     @property
     def options(self) -> dict[str, Any]:
         """The recipe's options with their defaults."""
-        found = list(signature(self.recipe).parameters.values())[1:]
-        return {parameter.name: parameter.default for parameter in found}
+        return {parameter.name: parameter.default for parameter in self._parameters() if _has_default(parameter)}
+
+    @property
+    def reads_layer(self) -> bool:
+        """Whether the recipe takes the host's layer."""
+        return any(not _has_default(parameter) for parameter in self._parameters())
+
+    def _parameters(self) -> list[Parameter]:
+        return list(signature(self.recipe).parameters.values())[1:]
 
 
-_CATALOGUE: dict[str, Blueprint] = {}
+_CATALOGUE: dict[str, list[Blueprint]] = {}
 
 
-def blueprint(name: str, *, kinds: tuple[str, ...], placement: str = "parallel") -> Callable[[Recipe], Recipe]:
+def blueprint(name: str, *, kinds: tuple[str, ...] = (ANY,), placement: str = "parallel") -> Callable[[Recipe], Recipe]:
     """Registers the decorated recipe.
 
     A kernel must be exactly zero at birth and alive: zero the output weights of its last layer, and leave
-    the rest as torch initialises it.
+    the rest as torch initialises it. One name may have several recipes, for different kinds of layers.
+    `esper.growth.check.check_blueprint` tries a recipe on a model.
+
+    Args:
+        name: What it is called.
+        kinds: Layer kinds, by the name of torch's class; "*", the default, is any that has no recipe of its own.
+        placement: What the kernel is fed: "parallel" the layer's input, "sequential" its output.
 
     Raises:
-        ValueError: The name is taken, or the placement unknown.
+        ValueError: The name is taken for one of these kinds, or the placement unknown.
+
+    Example:
+        >>> @blueprint("shift", placement="sequential")
+        ... def shift(site):
+        ...     return zero_output(torch.nn.Linear(site.features_out, site.features_out))
     """
     if placement not in ("parallel", "sequential"):
         raise ValueError(f"placement is 'parallel' or 'sequential', not {placement!r}")
 
     def register(recipe: Recipe) -> Recipe:
-        if name in _CATALOGUE:
-            raise ValueError(f"there is a blueprint {name!r} already")
-        _CATALOGUE[name] = Blueprint(name, recipe, kinds, placement)
+        entries = _CATALOGUE.setdefault(name, [])
+        taken = {kind for entry in entries for kind in entry.kinds} & set(kinds)
+        if taken:
+            raise ValueError(f"there is a blueprint {name!r} for {', '.join(sorted(taken))} already")
+        entries.append(Blueprint(name, recipe, kinds, placement))
         return recipe
 
     return register
@@ -65,10 +89,17 @@ def blueprint(name: str, *, kinds: tuple[str, ...], placement: str = "parallel")
 
 def names_for(kind: str) -> tuple[str, ...]:
     """The blueprints for layers of this kind, in order of registration."""
-    return tuple(name for name, entry in _CATALOGUE.items() if kind in entry.kinds)
+    return tuple(name for name in _CATALOGUE if _entry(name, kind))
 
 
-def build(name: str, site: LayerSite, options: Mapping[str, Any], entropy: int) -> tuple[nn.Module, Blueprint]:
+def build(
+    name: str,
+    site: LayerSite,
+    options: Mapping[str, Any],
+    entropy: int,
+    layer: nn.Module,
+    blend: str = "add",
+) -> tuple[nn.Module, Blueprint]:
     """A new kernel for `site`.
 
     Args:
@@ -76,18 +107,21 @@ def build(name: str, site: LayerSite, options: Mapping[str, Any], entropy: int) 
         site: The layer it joins.
         options: The recipe's options.
         entropy: What its initial parameters are drawn from; torch's global generator is left as it was.
+        layer: The layer itself, for recipes that read it.
+        blend: How it will join the layer; "gate" puts the kernel behind a gate of its own.
 
     Raises:
         UnknownBlueprintError: No such blueprint, or not for this kind of layer.
-        SeedError: An option the recipe does not have, or a kernel that keeps buffers.
+        SeedError: An option the recipe does not have, a layer it does not fit, or a kernel that keeps buffers.
     """
     if name not in _CATALOGUE:
         raise UnknownBlueprintError(f"no blueprint {name!r}; there are: {', '.join(_CATALOGUE)}")
-    entry = _CATALOGUE[name]
-    if site.kind not in entry.kinds:
+    entry = _entry(name, site.kind)
+    if entry is None:
+        kinds = dict.fromkeys(kind for held in _CATALOGUE[name] for kind in held.kinds)
         fitting = ", ".join(names_for(site.kind)) or "none"
         raise UnknownBlueprintError(
-            f"blueprint {name!r} is for {', '.join(entry.kinds)}, and layer {site.name!r} is a {site.kind}; "
+            f"blueprint {name!r} is for {', '.join(kinds)}, and layer {site.name!r} is a {site.kind}; "
             f"blueprints for it: {fitting}"
         )
     unknown = options.keys() - entry.options.keys()
@@ -95,10 +129,46 @@ def build(name: str, site: LayerSite, options: Mapping[str, Any], entropy: int) 
         raise SeedError(f"blueprint {name!r} has no option {sorted(unknown)}; its options: {entry.options}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(entropy)
-        kernel = entry.recipe(site, **options)
+        kernel = entry.recipe(site, *((layer,) if entry.reads_layer else ()), **options)
+        if blend == "gate":
+            kernel = Gated(kernel, site.features_out if entry.placement == "sequential" else site.features_in, site)
     if any(True for _ in kernel.buffers()):
         raise SeedError(f"blueprint {name!r} keeps buffers, which kernels cannot; use a norm without statistics")
     return kernel.to(getattr(torch, site.dtype)), entry
+
+
+class Gated(nn.Module):
+    """`sigmoid(gate(x)) * kernel(x)`: at every position the features of `x` say how much of the kernel comes through.
+
+    A kernel that changes the positions is weighed by the mean of the gate over them.
+    """
+
+    def __init__(self, kernel: nn.Module, features: int, site: LayerSite) -> None:
+        super().__init__()
+        self.kernel, self.gate = kernel, nn.Linear(features, 1)
+        self.positions = site.positions
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shaped like what the kernel gives."""
+        rows = x.movedim(-1 - self.positions, -1)
+        gate = torch.sigmoid(self.gate(rows)).movedim(-1, -1 - self.positions)
+        made = self.kernel(x)
+        axes = tuple(range(-self.positions, 0))
+        if axes and made.shape[-self.positions :] != x.shape[-self.positions :]:
+            gate = gate.mean(axes, keepdim=True)
+        return gate * made
+
+
+def copied(kernel: nn.Module, layer: str) -> dict[str, str]:
+    """Parameters of a kernel that start from the host's: for every part with `copies`, those of the part so named."""
+    found = {}
+    for path, part in kernel.named_modules():
+        if isinstance(name := getattr(part, "copies", None), str):
+            place, prefix = (f"{path}." if path else "") + name, f"{layer}." if layer else ""
+            found |= {f"{place}.{own}": prefix + own for own, _ in part.get_submodule(name).named_parameters()}
+    return found
 
 
 def zero_output(layer: nn.Module) -> nn.Module:
@@ -106,3 +176,14 @@ def zero_output(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def _entry(name: str, kind: str) -> Blueprint | None:
+    """The recipe of that name for that kind, else the one for any kind."""
+    entries = _CATALOGUE[name]
+    own = next((entry for entry in entries if kind in entry.kinds), None)
+    return own or next((entry for entry in entries if ANY in entry.kinds), None)
+
+
+def _has_default(parameter: Parameter) -> bool:
+    return parameter.default is not Parameter.empty

@@ -1,0 +1,75 @@
+"""What a kernel costs: counted before it is there, nothing is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from esper.jax_backend.flops import flops
+from esper.jax_backend.interchange import adopt
+from esper.jax_backend.kernels import kernel_output
+from esper.jax_backend.model import MorphableModel
+from esper.program import LayerSite
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a kernel takes.
+
+    Attributes:
+        parameters: How many it has.
+        bytes: Memory they take; gradients and optimiser states come on top.
+        flops: Floating-point operations of its forward for one example (or one row, while no capture has shown
+            what the layer takes).
+    """
+
+    parameters: int
+    bytes: int
+    flops: int
+
+
+def cost(
+    model: MorphableModel,
+    *,
+    layer: str,
+    blueprint: str,
+    options: Mapping[str, Any] | None = None,
+    blend: str = "add",
+) -> Cost:
+    """What a kernel of that recipe would cost in that layer.
+
+    Args:
+        model: The model; it is left as it is.
+        layer: Name of a KasminaLayer.
+        blueprint: Name of a recipe.
+        options: The recipe's options.
+        blend: How it would join.
+
+    Raises:
+        UnknownBlueprintError: No such blueprint for this kind of layer.
+        SeedError: The recipe does not fit the layer, or has no such option.
+    """
+    site = model.structure.site(layer)
+    made = model.structure.source.sprout(blueprint, site, options or {}, 0, blend)
+    arrays = {name: adopt(made.source, tensor, f"{layer}: {name}") for name, tensor in made.params.items()}
+    fed = jax.ShapeDtypeStruct(*_fed(site, made.placement))
+    return Cost(
+        parameters=sum(array.size for array in arrays.values()),
+        bytes=sum(array.nbytes for array in arrays.values()),
+        flops=flops(partial(kernel_output, made.source, train=False), arrays, fed),
+    )
+
+
+def _fed(site: LayerSite, placement: str) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of what a kernel reads for one example; sizes that are not fixed count as 1."""
+    indices = site.kind == "Embedding" and placement == "parallel"
+    shape = site.output if placement == "sequential" else site.input
+    if not shape:
+        features = site.features_out if placement == "sequential" else site.features_in
+        shape = (1,) if indices else (1, features, *(1,) * site.positions)
+    sizes = tuple(size if isinstance(size, int) else 1 for size in (1, *shape[1:]))
+    return sizes, "int32" if indices else site.dtype

@@ -1,0 +1,87 @@
+"""Floating-point operations of a JAX function, counted on its jaxpr: nothing is compiled or run.
+
+A product of matrices or a convolution counts two for each multiply-add, whatever else computes counts one for
+each element it makes (a reduction: takes). Moving data counts nothing. A scan counts its body as often as it
+runs, a branch its dearest side, a `while` loop, whose length is data, its body once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+# fmt: off
+_FREE = frozenset({
+    "broadcast_in_dim", "concatenate", "convert_element_type", "bitcast_convert_type", "copy", "copy_p", "device_put",
+    "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "iota", "name", "optimization_barrier", "pad",
+    "random_seed", "random_unwrap", "random_wrap", "reshape", "rev", "scatter", "select_n", "slice", "split",
+    "squeeze", "stop_gradient", "transpose",
+})
+# fmt: on
+_REDUCES = ("reduce_", "argmax", "argmin", "cum", "sort")
+
+
+def flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+    """How many floating-point operations a call takes.
+
+    Args:
+        function: What to count; it is traced, not run.
+        args: Arrays, or anything with a shape and a dtype.
+        kwargs: Likewise.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> flops(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4)))
+        48
+    """
+    return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    return sum(_of(equation) for equation in jaxpr.eqns)
+
+
+def _of(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    match name:
+        case "dot_general":
+            return _dot(equation)
+        case "conv_general_dilated":
+            return _conv(equation)
+        case "scan":
+            return params["length"] * _count(params["jaxpr"].jaxpr)
+        case "cond":
+            return max(_count(branch.jaxpr) for branch in params["branches"])
+    bodies = list(_bodies(params))
+    if bodies:
+        return sum(map(_count, bodies))
+    if name in _FREE:
+        return 0
+    counted = equation.invars if name.startswith(_REDUCES) else equation.outvars
+    return sum(math.prod(value.aval.shape) for value in counted if hasattr(value.aval, "shape"))
+
+
+def _dot(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+
+
+def _conv(equation: Any) -> int:
+    weight, spec = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+    taps = math.prod(weight[axis] for axis in spec[1:])  # input features of a group, and the window
+    return 2 * math.prod(equation.outvars[0].aval.shape) * taps
+
+
+def _bodies(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs an equation holds; of a function with rules for its derivative only the function itself."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
