@@ -107,7 +107,7 @@ def fits(name, recipe):
     return recipe not in REFUSED[KIND.get(name, "maps")]
 
 
-CATALOGUE = names_for("Linear")
+CATALOGUE = names_for("Module")
 
 
 def built(name):
@@ -202,7 +202,7 @@ def test_one_of_ones_own_takes_five_lines():
     with pytest.raises(ValueError, match="already"):
         blueprint("test_doubled", kinds=("Linear", "Conv1d"))(doubled)
     blueprint("test_doubled", kinds=("LayerNorm",))(doubled)  # another kind is another recipe
-    with pytest.raises(UnknownBlueprintError, match="is for Linear, LayerNorm"):
+    with pytest.raises(UnknownBlueprintError, match="is for Linear, LayerNorm, and layer"):
         check_blueprint(*built("conv2d")[::2], layer="0", blueprint="test_doubled", key=KEY)
 
 

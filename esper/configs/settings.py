@@ -95,6 +95,16 @@ class TamiyoSettings(ConfigModel):
     """Kernels held at the same time, fossilised ones included."""
     max_parameters: int | None = Field(default=None, ge=0)
     """Parameters all kernels together may have; null: no limit."""
+    max_flops: int | None = Field(default=None, ge=0)
+    """Floating-point operations that the forward of all kernels together may take for one example; null: no limit."""
+    max_bytes: int | None = Field(default=None, ge=0)
+    """Memory that the parameters of all kernels together may take; null: no limit."""
+    max_retries: int = Field(default=1, ge=0)
+    """How often a kernel that failed trains on before it is culled."""
+    schedule: Literal["linear", "cosine", "sigmoid", "instant"] = "linear"
+    """How alpha rises while GRAFTING."""
+    blend: Literal["add", "lerp", "multiply", "gate"] = "add"
+    """How a kernel joins its layer's output."""
     embargo_steps: int = Field(default=100, ge=0)
     """Steps a seed rests after its kernel was culled."""
     kernel_warmup_steps: int = Field(default=20, ge=0)

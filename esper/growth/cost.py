@@ -13,6 +13,7 @@ from esper.jax_backend.flops import flops
 from esper.jax_backend.interchange import adopt
 from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.model import MorphableModel
+from esper.jax_backend.source import Kernel, ModuleSource
 from esper.program import LayerSite
 
 
@@ -56,11 +57,21 @@ def cost(
     site = model.structure.site(layer)
     made = model.structure.source.sprout(blueprint, site, options or {}, 0, blend)
     arrays = {name: adopt(made.source, tensor, f"{layer}: {name}") for name, tensor in made.params.items()}
-    fed = jax.ShapeDtypeStruct(*_fed(site, made.placement))
+    return _counted(made.source, arrays, site, made.placement)
+
+
+def kernel_cost(model: MorphableModel, kernel: Kernel) -> Cost:
+    """What a kernel that is there costs."""
+    arrays = model.params["kernels"][kernel.layer][kernel.seed]
+    return _counted(kernel.source, arrays, kernel.site, kernel.placement)
+
+
+def _counted(source: ModuleSource, arrays: dict[str, jax.Array], site: LayerSite, placement: str) -> Cost:
+    fed = jax.ShapeDtypeStruct(*_fed(site, placement))
     return Cost(
         parameters=sum(array.size for array in arrays.values()),
         bytes=sum(array.nbytes for array in arrays.values()),
-        flops=flops(partial(kernel_output, made.source, train=False), arrays, fed),
+        flops=flops(partial(kernel_output, source, train=False), arrays, fed),
     )
 
 

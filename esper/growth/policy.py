@@ -29,11 +29,17 @@ class Plan:
         blueprint: Name of the recipe.
         options: Its options, those left out at their defaults.
         parameters: How many parameters the kernel would have.
+        flops: Floating-point operations of its forward for one example.
+        bytes: Memory of its parameters.
+        blend: How it would join the layer.
     """
 
     blueprint: str
     options: tuple[tuple[str, Any], ...]
     parameters: int
+    flops: int = 0
+    bytes: int = 0
+    blend: str = "add"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class SeedView:
         alpha: Weight of its kernel.
         parameters: Parameters of its kernel; 0: it holds none.
         gain: Held-out gain of its kernel, if measured at this step.
+        flops: Floating-point operations of its kernel's forward for one example.
+        bytes: Memory of its kernel's parameters.
+        errors: How often its kernel failed.
     """
 
     layer: str
@@ -57,6 +66,9 @@ class SeedView:
     alpha: float = 0.0
     parameters: int = 0
     gain: Gain | None = None
+    flops: int = 0
+    bytes: int = 0
+    errors: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,7 @@ class Germinate:
     blueprint: str
     options: tuple[tuple[str, Any], ...]
     reason: str
+    blend: str = "add"
 
 
 @dataclass(frozen=True)
@@ -180,9 +193,9 @@ def act(model: MorphableModel, opt_state: State, action: Action, *, key: jax.Arr
         SeedError: The action is not possible; an illegal move is an IllegalTransitionError.
     """
     match action:
-        case Germinate(layer, seed, blueprint, options):
-            place = {"layer": layer, "seed": seed}
-            return germinate(model, opt_state, **place, blueprint=blueprint, options=dict(options), key=key)
+        case Germinate(layer, seed, blueprint, options, _, blend):
+            recipe = {"blueprint": blueprint, "options": dict(options), "blend": blend}
+            return germinate(model, opt_state, layer=layer, seed=seed, key=key, **recipe)
         case Cull(layer, seed):
             return cull(model, opt_state, layer=layer, seed=seed)
         case Transition(layer, seed, to):

@@ -1,7 +1,8 @@
-"""How alpha rises while a seed is GRAFTING: pure functions of progress, and their use on seed states.
+"""How alpha moves while a seed is GRAFTING: pure functions of progress, and their use on seed states.
 
-A schedule maps progress in [0, 1] to alpha in [0, 1], rising, 0 at 0 and 1 at 1. The ramp is data: it is
-read off the seeds' own ages inside the compiled step, so blending costs no compile and no host sync.
+A schedule maps progress in [0, 1] to a share in [0, 1], rising, 0 at 0 and 1 at 1: the share of the way from the
+alpha at which the seed began to graft to its target. Up, part of the way, or down again, the ramp is data: it is
+read off the seeds' own fields inside the compiled step, so blending costs no compile and no host sync.
 """
 
 from __future__ import annotations
@@ -38,7 +39,26 @@ def cosine(progress: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.sin(0.5 * jnp.pi * linear(progress)) ** 2
 
 
-SCHEDULES: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
+def sigmoid(progress: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A logistic curve from -6 to 6, stretched to meet 0 and 1: slower at both ends than `cosine`.
+
+    >>> float(sigmoid(1.0)), round(float(sigmoid(0.5)), 6)
+    (1.0, 0.5)
+    """
+    low, high = jax.nn.sigmoid(-6.0), jax.nn.sigmoid(6.0)
+    return (jax.nn.sigmoid(12.0 * linear(progress) - 6.0) - low) / (high - low)
+
+
+def instant(progress: Float[Array, "..."]) -> Float[Array, "..."]:
+    """All at once, with the first step.
+
+    >>> float(instant(0.0)), float(instant(0.01))
+    (0.0, 1.0)
+    """
+    return jnp.where(jnp.asarray(progress) > 0, 1.0, 0.0)
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "instant": instant}
 
 
 def schedule(name: str) -> Schedule:
@@ -57,9 +77,11 @@ def ramped(seeds: SeedState, steps: int | jax.Array, rise: Schedule = linear) ->
 
     Args:
         seeds: The state of every seed.
-        steps: Training steps from alpha 0 to alpha 1.
+        steps: Training steps from a seed's `origin` to its `target`.
         rise: The schedule.
     """
     grafting = seeds.lifecycle == int(SeedLifecycleState.GRAFTING)
     progress = (seeds.age - seeds.last_update) / jnp.maximum(steps, 1)
-    return seeds.replace(alpha=jnp.where(grafting, rise(progress).astype(jnp.float32), seeds.alpha))
+    share = rise(progress).astype(jnp.float32)
+    alpha = jnp.where(progress >= 1, seeds.target, seeds.origin + (seeds.target - seeds.origin) * share)
+    return seeds.replace(alpha=jnp.where(grafting, alpha, seeds.alpha))

@@ -17,6 +17,7 @@ from esper.lifecycle import SeedLifecycleState as S
 
 _GROWING = (S.LOADING, S.TRAINING, S.GRAFTING, S.ACTIVE, S.ERROR_RECOVERY)
 _HELD = (*_GROWING, S.FOSSILIZED)
+_BUDGETS = {"parameters": "parameters", "flops": "floating-point operations", "bytes": "bytes"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ class Tamiyo:
     def _judge(self, seed: SeedView) -> Iterator[Action]:
         settings = self.settings
         if seed.state is S.ERROR_RECOVERY:
-            yield Transition(seed.layer, seed.seed, S.CULLED, "the kernel failed")
+            retried = seed.errors <= settings.max_retries
+            reason = (
+                f"the kernel gave something that is not finite, {seed.errors} times so far, {settings.max_retries} "
+            )
+            reason += "are forgiven"
+            yield Transition(seed.layer, seed.seed, S.TRAINING if retried else S.CULLED, reason)
         elif seed.state is S.TRAINING and seed.since >= settings.train_steps:
             yield self._verdict(seed, S.GRAFTING)
         elif seed.state is S.GRAFTING and seed.since >= settings.blend_steps:
@@ -122,7 +128,7 @@ class Tamiyo:
         )
         actions = (
             *_clearing(observation, seed),
-            Germinate(layer.name, seed.seed, plan.blueprint, plan.options, reason),
+            Germinate(layer.name, seed.seed, plan.blueprint, plan.options, reason, plan.blend),
         )
         return actions, replace(memory, stale=0, held="")
 
@@ -147,11 +153,14 @@ class Tamiyo:
             return f"a plateau, but a kernel takes {needed} steps to be judged and fewer are left"
         if not places:
             return "a plateau, but no layer has a free seed"
-        if settings.max_parameters is not None:
-            room = settings.max_parameters - sum(seed.parameters for seed in held)
-            places[:] = [place for place in places if place[2].parameters <= room]
+        for name, unit in _BUDGETS.items():
+            limit = getattr(settings, f"max_{name}")
+            if limit is None:
+                continue
+            room = limit - sum(getattr(seed, name) for seed in held)
+            places[:] = [place for place in places if getattr(place[2], name) <= room]
             if not places:
-                return f"a plateau, but no kernel fits into the {max(room, 0)} parameters left"
+                return f"a plateau, but no kernel fits into the {max(room, 0)} {unit} left"
         return ""
 
     def _lifetime(self, every: int) -> int:

@@ -80,31 +80,49 @@ def germinate(
         health=math.nan,
         age=0,
         last_update=0,
+        error_count=0,
+        origin=0.0,
+        target=1.0,
     )
     return grown.replace(seeds=seeds), migrate(opt_state, model.params, grown.params)
 
 
-def transition(model: MorphableModel, *, layer: str, seed: int = 0, to: SeedLifecycleState) -> MorphableModel:
+def transition(
+    model: MorphableModel, *, layer: str, seed: int = 0, to: SeedLifecycleState, target: float | None = None
+) -> MorphableModel:
     """Moves a seed to another state; data only, nothing is compiled again.
+
+    Args:
+        model: The model.
+        layer: Name of a KasminaLayer.
+        seed: Which of its seeds.
+        to: The state.
+        target: With GRAFTING, the alpha that its ramp leads to; None: 0 for a seed that is ACTIVE, 1 for others.
 
     Raises:
         IllegalTransitionError: The table does not allow the move.
-        SeedError: The new state needs a kernel and the seed has none.
+        SeedError: The new state needs a kernel and the seed has none, or the target is not in [0, 1].
     """
-    row = _row(model, layer, seed)
-    target = SeedLifecycleState(to)
-    check_transition(_state(model, row, seed), target, _place(layer, seed))
-    needs_kernel = target not in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING, SeedLifecycleState.CULLED)
+    if target is not None and (to is not SeedLifecycleState.GRAFTING or not 0.0 <= target <= 1.0):
+        raise SeedError(f"{_place(layer, seed)}: a target is for GRAFTING, in [0, 1]; it is {target} for {to!r}")
+    row, to = _row(model, layer, seed), SeedLifecycleState(to)
+    was = _state(model, row, seed)
+    check_transition(was, to, _place(layer, seed))
+    needs_kernel = to not in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING, SeedLifecycleState.CULLED)
     if needs_kernel and not _kernel(model.structure, layer, seed):
-        raise SeedError(f"{_place(layer, seed)} holds no kernel, so it cannot become {target.name}: germinate it first")
-    if target is SeedLifecycleState.DORMANT and _kernel(model.structure, layer, seed):
+        raise SeedError(f"{_place(layer, seed)} holds no kernel, so it cannot become {to.name}: germinate it first")
+    if to is SeedLifecycleState.DORMANT and _kernel(model.structure, layer, seed):
         raise SeedError(f"{_place(layer, seed)} still holds its kernel: `cull` removes it")
-    fields: dict[str, Any] = {"lifecycle": int(target), "last_update": model.seeds.age[row, seed]}
-    if target in (SeedLifecycleState.CULLED, SeedLifecycleState.DORMANT, SeedLifecycleState.ERROR_RECOVERY):
+    seeds = model.seeds
+    fields: dict[str, Any] = {"lifecycle": int(to), "last_update": seeds.age[row, seed]}
+    fields["origin"] = seeds.alpha[row, seed]
+    if to is SeedLifecycleState.GRAFTING:
+        fields["target"] = float(was is not SeedLifecycleState.ACTIVE) if target is None else target
+    if to in (SeedLifecycleState.CULLED, SeedLifecycleState.DORMANT, SeedLifecycleState.ERROR_RECOVERY):
         fields["alpha"] = 0.0
-    if target is SeedLifecycleState.ERROR_RECOVERY:
-        fields["error_count"] = model.seeds.error_count[row, seed] + 1
-    return model.replace(seeds=model.seeds.set(row, seed, **fields))
+    if to is SeedLifecycleState.ERROR_RECOVERY:
+        fields["error_count"] = seeds.error_count[row, seed] + 1
+    return model.replace(seeds=seeds.set(row, seed, **fields))
 
 
 def set_alpha(model: MorphableModel, *, layer: str, seed: int = 0, alpha: float | jax.Array) -> MorphableModel:

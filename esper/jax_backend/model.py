@@ -13,7 +13,7 @@ from flax import struct
 from jax import lax
 
 from esper.errors import SeedError
-from esper.jax_backend.blend import Branch, blend, guarded
+from esper.jax_backend.blend import Branch, blend
 from esper.jax_backend.call import assemble, is_array, prepare
 from esper.jax_backend.evaluate import check_key, evaluate
 from esper.jax_backend.interchange import constants
@@ -188,17 +188,17 @@ def _join(
 ) -> jax.Array:
     row, seeds = model.structure.row(kernels[0].layer), jnp.asarray([kernel.seed for kernel in kernels])
     live, alpha = model.seeds.live()[row, seeds], model.seeds.alpha[row, seeds]
-    branches = [_branch(model, kernel, live[place], train) for place, kernel in enumerate(kernels)]
-    return blend(host, input, branches, [kernel.blend for kernel in kernels], live, alpha, key)
+    permanent = model.seeds.lifecycle[row, seeds] == int(SeedLifecycleState.FOSSILIZED)
+    params = [model.params["kernels"][kernel.layer][kernel.seed] for kernel in kernels]
+    branches = [_branch(kernel, train) for kernel in kernels]
+    return blend(host, input, branches, params, [kernel.blend for kernel in kernels], live, permanent, alpha, key)
 
 
-def _branch(model: MorphableModel, kernel: Kernel, live: jax.Array, train: bool) -> Branch:
-    params = model.params["kernels"][kernel.layer][kernel.seed]
-
-    def run(host: jax.Array, input: jax.Array, key: jax.Array | None) -> jax.Array:
+def _branch(kernel: Kernel, train: bool) -> Branch:
+    def run(params: Any, host: jax.Array, input: jax.Array, key: jax.Array | None) -> jax.Array:
         fed = host if kernel.placement == "sequential" else input
         own_key = None if key is None else jax.random.fold_in(key, kernel.seed)
-        made = kernel_output(kernel.source, guarded(live, params), fed, train=train, key=own_key)
+        made = kernel_output(kernel.source, params, fed, train=train, key=own_key)
         if made.shape != host.shape:
             raise SeedError(
                 f"blueprint {kernel.blueprint!r} at layer {kernel.layer!r} returns shape {made.shape} "

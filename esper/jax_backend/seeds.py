@@ -23,6 +23,8 @@ class SeedState(struct.PyTreeNode):
         age: Training steps since germination.
         last_update: The age at the last change of state.
         error_count: Failures so far.
+        origin: Alpha at the last change of state, from which a ramp sets out.
+        target: Alpha that a ramp leads to: 1 to blend the kernel in, 0 to take it out again.
     """
 
     lifecycle: UInt8[Array, "layers seeds"]
@@ -32,6 +34,8 @@ class SeedState(struct.PyTreeNode):
     age: Int32[Array, "layers seeds"]
     last_update: Int32[Array, "layers seeds"]
     error_count: Int32[Array, "layers seeds"]
+    origin: Float32[Array, "layers seeds"]
+    target: Float32[Array, "layers seeds"]
 
     @classmethod
     def dormant(cls, layers: int, seeds_per_layer: int) -> SeedState:
@@ -45,6 +49,8 @@ class SeedState(struct.PyTreeNode):
             age=jnp.zeros(shape, jnp.int32),
             last_update=jnp.zeros(shape, jnp.int32),
             error_count=jnp.zeros(shape, jnp.int32),
+            origin=jnp.zeros(shape, jnp.float32),
+            target=jnp.ones(shape, jnp.float32),
         )
 
     def set(self, row: int, seed: int, **fields: Any) -> SeedState:

@@ -15,6 +15,7 @@ from esper.errors import ArgumentError
 from esper.growth.credit import Gain
 from esper.growth.plans import plans
 from esper.growth.policy import STRUCTURAL, Action, Germinate, Hold, Observation, Policy, SetAlpha, Transition, act
+from esper.growth.schedule import schedule
 from esper.growth.tamiyo import Tamiyo
 from esper.growth.verbs import cull
 from esper.jax_backend.model import MorphableModel
@@ -103,7 +104,12 @@ def grow(
         ArgumentError: The model gives no logits for these data.
     """
     _check_logits(model, data)
-    learning = learner(training, kernel_warmup_steps=tamiyo.kernel_warmup_steps, blend_steps=tamiyo.blend_steps)
+    learning = learner(
+        training,
+        kernel_warmup_steps=tamiyo.kernel_warmup_steps,
+        blend_steps=tamiyo.blend_steps,
+        rise=schedule(tamiyo.schedule),
+    )
     with counting_compiles() as counter:
         run = _Run(training, learning, data, policy or Tamiyo(tamiyo), counter, name, watch, listen)
         run.begin(model, tamiyo)
@@ -138,7 +144,7 @@ class _Run:
         size = min(self.training.batch_size, len(self.data.train))
         self.table = batch_table(table_key, len(self.data.train), size, self.training.steps)
         self.held_out = self.data.validation.stacked(HELD_OUT_BATCHES)
-        self.planned = plans(model, tamiyo.blueprints, tamiyo.rank)
+        self.planned = plans(model, tamiyo.blueprints, tamiyo.rank, tamiyo.blend)
         self.memory = self.policy.start()
         self.state = self.learner.begin(model)
         if self.planned:

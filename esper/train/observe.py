@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from esper.growth.cost import Cost, kernel_cost
 from esper.growth.credit import Gain, credit
 from esper.growth.policy import LayerView, Plan, SeedView
 from esper.jax_backend.model import MorphableModel
@@ -42,16 +43,20 @@ def observed(
         found: Gains measured now.
     """
     seeds = jax.device_get(model.seeds)
-    sizes = {(kernel.layer, kernel.seed): _size(model, kernel) for kernel in model.structure.kernels}
+    costs = {(kernel.layer, kernel.seed): kernel_cost(model, kernel) for kernel in model.structure.kernels}
 
     def view(row: int, layer: str, seed: int) -> SeedView:
+        held = costs.get((layer, seed), Cost(0, 0, 0))
         return SeedView(
             layer=layer,
             seed=seed,
             state=SeedLifecycleState(int(seeds.lifecycle[row, seed])),
             since=int(seeds.age[row, seed] - seeds.last_update[row, seed]),
             alpha=float(seeds.alpha[row, seed]),
-            parameters=sizes.get((layer, seed), 0),
+            parameters=held.parameters,
+            flops=held.flops,
+            bytes=held.bytes,
+            errors=int(seeds.error_count[row, seed]),
             gain=found.get((layer, seed)),
         )
 
@@ -77,7 +82,3 @@ def with_health(model: MorphableModel, found: Mapping[tuple[str, int], Gain]) ->
 
 def _state(model: MorphableModel, kernel: Kernel) -> SeedLifecycleState:
     return SeedLifecycleState(int(model.seeds.lifecycle[model.structure.row(kernel.layer), kernel.seed]))
-
-
-def _size(model: MorphableModel, kernel: Kernel) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(model.params["kernels"][kernel.layer][kernel.seed]))

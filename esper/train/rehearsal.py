@@ -26,7 +26,8 @@ def rehearse(model: MorphableModel, place: tuple[str, Plan]) -> None:
     layer, plan = place
     key = jax.random.fold_in(jax.random.key(0), 0)
     options = dict(plan.options)
-    scratch, _ = germinate(model, None, layer=layer, seed=0, blueprint=plan.blueprint, options=options, key=key)
+    recipe = {"blueprint": plan.blueprint, "options": options, "blend": plan.blend}
+    scratch, _ = germinate(model, None, layer=layer, seed=0, key=key, **recipe)
     scratch = set_alpha(scratch, layer=layer, seed=0, alpha=0.5)
     scratch = scratch.replace(seeds=scratch.seeds.set(0, 0, health=0.5))
     for state in _LIFE:

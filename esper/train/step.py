@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from esper.configs import TrainingSettings
 from esper.growth.isolation import isolated_loss
 from esper.growth.optimizer import per_kernel
+from esper.growth.recovery import recovered
 from esper.growth.schedule import Schedule, linear, ramped
 from esper.jax_backend.model import MorphableModel
 from esper.train.data import Split
@@ -101,7 +102,7 @@ def batch_table(key: jax.Array, examples: int, batch_size: int, steps: int) -> I
 def train_step(
     learner: Learner, state: TrainState, table: Int[Array, "steps batch"], data: Split, key: jax.Array
 ) -> TrainState:
-    """One step: the host on its loss, TRAINING kernels on theirs, alpha along its schedule.
+    """One step: the host on its loss, TRAINING kernels on theirs, alpha along its schedule, failing kernels set aside.
 
     Args:
         learner: How to learn.
@@ -122,6 +123,7 @@ def train_step(
         return isolated_loss(loss, state.model.replace(params=params))
 
     (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(state.model.params)
+    moved, grads = recovered(moved, grads)
     updates, opt_state = learner.tx.update(grads, state.opt_state, moved.params)
     params = optax.apply_updates(moved.params, updates)
     return replace(

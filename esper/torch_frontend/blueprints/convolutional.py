@@ -8,17 +8,17 @@ from torch import nn
 from esper.errors import SeedError
 from esper.program import LayerSite
 from esper.torch_frontend.blueprints.geometry import mix, reach
-from esper.torch_frontend.blueprints.registry import ANY, blueprint, zero_output
+from esper.torch_frontend.blueprints.registry import ANY, MAPS, ROWS, blueprint, zero_output
 
 
-@blueprint("conv", kinds=(ANY,))
+@blueprint("conv", kinds=(ANY,), unless=ROWS)
 def conv(site: LayerSite, width: int = 16) -> nn.Module:
     """A bottleneck: the host's own geometry, or 3 taps an axis, to `width` features; GELU; a mix, zero at birth."""
     _check_positions(site, "conv")
     return nn.Sequential(reach(site, width, size=3), nn.GELU(), zero_output(mix(site, width, site.features_out)))
 
 
-@blueprint("separable", kinds=(ANY,))
+@blueprint("separable", kinds=(ANY,), unless=ROWS)
 def separable(site: LayerSite, multiplier: int = 1) -> nn.Module:
     """A depthwise convolution, `multiplier` features each; GELU; a mix, zero at birth (as in arXiv:1704.04861)."""
     _check_positions(site, "separable")
@@ -71,7 +71,7 @@ class FeatureConvolution(nn.Module):
         return self.output(signal.reshape(*x.shape[:-1], self.output.in_features))
 
 
-@blueprint("conv1d", kinds=(ANY,))
+@blueprint("conv1d", kinds=(ANY,), unless=MAPS)
 @blueprint("conv1d", kinds=("Embedding",), placement="sequential")
 def conv1d(site: LayerSite, width: int = 16, layers: int = 2, taps: int = 5) -> nn.Module:
     """`layers` convolutions of stride 2 along the features, GELU after each, and a linear map that is zero at birth.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 from typing import Any
 
@@ -18,6 +19,12 @@ Recipe = Callable[..., nn.Module]
 ANY = "*"
 """The kind that stands for every layer of one tensor in and one out."""
 
+ROWS = ("Linear", "Embedding", "LayerNorm", "RMSNorm", "Transformer*")
+"""Kinds that have features last and no map."""
+
+MAPS = ("Conv*", "*Norm2d", "*Norm3d", "InstanceNorm1d", "*Pool?d")
+"""Kinds that have features on axis 1 and positions after them."""
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -27,14 +34,22 @@ class Blueprint:
         name: Its name in the catalogue.
         recipe: Takes the LayerSite, then options by name; returns an `nn.Module` of one tensor in, one out. A
             second parameter without a default is the host's layer itself.
-        kinds: The layer kinds it is for, such as ("Linear",); "*" is any.
+        kinds: The layer kinds it is for, such as ("Linear",) or ("Conv*",); "*" is any.
         placement: What the kernel is fed: "parallel" the layer's input, "sequential" its output.
+        unless: The layer kinds it is not for, though `kinds` would have them.
     """
 
     name: str
     recipe: Recipe
     kinds: tuple[str, ...]
     placement: str
+    unless: tuple[str, ...] = ()
+
+    def serves(self, kind: str) -> bool:
+        """Whether it is for layers of that kind."""
+        return any(fnmatchcase(kind, held) for held in self.kinds) and not any(
+            fnmatchcase(kind, held) for held in self.unless
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -53,7 +68,9 @@ class Blueprint:
 _CATALOGUE: dict[str, list[Blueprint]] = {}
 
 
-def blueprint(name: str, *, kinds: tuple[str, ...] = (ANY,), placement: str = "parallel") -> Callable[[Recipe], Recipe]:
+def blueprint(
+    name: str, *, kinds: tuple[str, ...] = (ANY,), placement: str = "parallel", unless: tuple[str, ...] = ()
+) -> Callable[[Recipe], Recipe]:
     """Registers the decorated recipe.
 
     A kernel must be exactly zero at birth and alive: zero the output weights of its last layer, and leave
@@ -62,8 +79,10 @@ def blueprint(name: str, *, kinds: tuple[str, ...] = (ANY,), placement: str = "p
 
     Args:
         name: What it is called.
-        kinds: Layer kinds, by the name of torch's class; "*", the default, is any that has no recipe of its own.
+        kinds: Layer kinds, by the name of torch's class or a glob; "*", the default, is any that has no recipe of its
+            own.
         placement: What the kernel is fed: "parallel" the layer's input, "sequential" its output.
+        unless: Layer kinds it is not for, likewise.
 
     Raises:
         ValueError: The name is taken for one of these kinds, or the placement unknown.
@@ -81,7 +100,7 @@ def blueprint(name: str, *, kinds: tuple[str, ...] = (ANY,), placement: str = "p
         taken = {kind for entry in entries for kind in entry.kinds} & set(kinds)
         if taken:
             raise ValueError(f"there is a blueprint {name!r} for {', '.join(sorted(taken))} already")
-        entries.append(Blueprint(name, recipe, kinds, placement))
+        entries.append(Blueprint(name, recipe, kinds, placement, unless))
         return recipe
 
     return register
@@ -118,7 +137,7 @@ def build(
         raise UnknownBlueprintError(f"no blueprint {name!r}; there are: {', '.join(_CATALOGUE)}")
     entry = _entry(name, site.kind)
     if entry is None:
-        kinds = dict.fromkeys(kind for held in _CATALOGUE[name] for kind in held.kinds)
+        kinds = dict.fromkeys("others" if kind == ANY else kind for held in _CATALOGUE[name] for kind in held.kinds)
         fitting = ", ".join(names_for(site.kind)) or "none"
         raise UnknownBlueprintError(
             f"blueprint {name!r} is for {', '.join(kinds)}, and layer {site.name!r} is a {site.kind}; "
@@ -179,10 +198,9 @@ def zero_output(layer: nn.Module) -> nn.Module:
 
 
 def _entry(name: str, kind: str) -> Blueprint | None:
-    """The recipe of that name for that kind, else the one for any kind."""
-    entries = _CATALOGUE[name]
-    own = next((entry for entry in entries if kind in entry.kinds), None)
-    return own or next((entry for entry in entries if ANY in entry.kinds), None)
+    """The recipe of that name for that kind: one that names it goes before one for any kind."""
+    serving = [entry for entry in _CATALOGUE[name] if entry.serves(kind)]
+    return min(serving, key=lambda entry: ANY in entry.kinds, default=None)
 
 
 def _has_default(parameter: Parameter) -> bool:

@@ -9,12 +9,12 @@ from torch import nn
 
 from esper.errors import SeedError
 from esper.program import LayerSite
-from esper.torch_frontend.blueprints.registry import ANY, blueprint, zero_output
+from esper.torch_frontend.blueprints.registry import ANY, MAPS, ROWS, blueprint, zero_output
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@blueprint("widen", kinds=(ANY,))
+@blueprint("widen", kinds=(ANY,), unless=(*ROWS, *MAPS))
 def widen(site: LayerSite, layer: nn.Module, width: int = 16, activation: str = "") -> nn.Module:
     """`width` more hidden units for a block of two layers with an activation between them.
 
@@ -57,7 +57,7 @@ class AnotherBlock(nn.Module):
         return self.gate * (self.block(x) - x)
 
 
-@blueprint("copy", kinds=(ANY,), placement="sequential")
+@blueprint("copy", kinds=(ANY,), placement="sequential", unless=("Embedding",))
 def copy(site: LayerSite, layer: nn.Module) -> nn.Module:
     """A copy of the block, behind it: depth. A gate for each feature, zero at birth (as in ReZero, arXiv:2003.04887).
 

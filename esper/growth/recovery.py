@@ -1,0 +1,44 @@
+"""What becomes of a kernel that fails, decided inside the compiled step: no host sync, no compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from esper.jax_backend.model import MorphableModel
+from esper.lifecycle import SeedLifecycleState as S
+
+_RECOVERABLE = (S.TRAINING, S.GRAFTING, S.ACTIVE)
+
+
+def recovered(model: MorphableModel, grads: dict[str, Any]) -> tuple[MorphableModel, dict[str, Any]]:
+    """The model with failing kernels in ERROR_RECOVERY, and gradients without theirs.
+
+    A kernel fails when its output or its gradient is not finite: either shows as a gradient of its own parameters
+    that is not finite, while the layer's output and the host's gradients are those without it. Its alpha is 0 from
+    now on and the error is counted. A FOSSILIZED kernel is part of the network: it fails as a layer would.
+
+    Args:
+        model: The model after the forward of a training step.
+        grads: Gradients like `model.params`, before the optimiser sees them.
+    """
+    seeds, kernels = model.seeds, {}
+    for kernel in model.structure.kernels:
+        row, place = model.structure.row(kernel.layer), kernel.seed
+        own = grads["kernels"][kernel.layer][place]
+        state = seeds.lifecycle[row, place]
+        trained = jnp.stack([state == int(known) for known in _RECOVERABLE]).any()
+        failed = trained & ~jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(own)]).all()
+        cleared = jax.tree.map(lambda leaf, failed=failed: jnp.where(failed, jnp.zeros_like(leaf), leaf), own)
+        kernels.setdefault(kernel.layer, {})[place] = cleared
+        seeds = seeds.set(
+            row,
+            place,
+            lifecycle=jnp.where(failed, jnp.uint8(S.ERROR_RECOVERY), state),
+            alpha=jnp.where(failed, jnp.float32(0), seeds.alpha[row, place]),
+            last_update=jnp.where(failed, seeds.age[row, place], seeds.last_update[row, place]),
+            error_count=seeds.error_count[row, place] + failed,
+        )
+    return model.replace(seeds=seeds), {**grads, "kernels": kernels}
