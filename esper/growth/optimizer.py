@@ -1,22 +1,27 @@
 """Optimiser states that follow the model's structure: survivors keep everything, newcomers start afresh.
 
-A plain optax state is migrated in place (`migrate`). It has one step count for all parameters, so a
-newcomer's first Adam step is up to 3.2 times the learning rate; `per_kernel` gives every kernel a state,
-a step count and a warm-up of its own, and works with any optax transformation.
+A plain optax state is migrated in place (`migrate`), exactly so if the transformation is known too. It has one
+step count for all parameters, so a newcomer's first Adam step is up to 3.2 times the learning rate; `per_kernel`
+gives every kernel a state, a step count and a warm-up of its own.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from esper.errors import OptimizerStateError
+from esper.growth.host_clock import unpack
+from esper.growth.kernel_states import GrowthOptState, KernelOptState, Optimizer, per_kernel, strong
+from esper.jax_backend.interchange import is_traced
+
+__all__ = ["GrowthOptState", "KernelOptState", "Optimizer", "migrate", "per_kernel"]
 
 State = TypeVar("State")
+Path = tuple[Any, ...]
 
 # States whose parameter-shaped members start at zero, whatever the parameters are.
 _ZERO_BORN = (
@@ -30,95 +35,149 @@ _ZERO_BORN = (
 )
 
 
-class KernelOptState(struct.PyTreeNode):
-    """One kernel's optimiser state and its own step count."""
+class _Change(NamedTuple):
+    """From which parameters to which, and the kernels (layer, seed) that are new or gone."""
 
-    inner: Any
-    steps: jax.Array
-
-
-class GrowthOptState(struct.PyTreeNode):
-    """The host's optimiser state, and one for each kernel: {layer: {seed: KernelOptState}}."""
-
-    host: Any
-    kernels: dict[str, dict[int, KernelOptState]]
-    tx: optax.GradientTransformationExtraArgs = struct.field(pytree_node=False)
-
-    def follow(self, params: dict[str, Any]) -> GrowthOptState:
-        """The state for changed parameters: kernels that stay keep theirs, new ones start, others go."""
-        kernels = {
-            layer: {
-                seed: self.kernels.get(layer, {}).get(seed) or _newborn(self.tx, tree, self.host)
-                for seed, tree in held.items()
-            }
-            for layer, held in params["kernels"].items()
-        }
-        return self.replace(kernels=kernels)
+    before: dict[str, Any]
+    after: dict[str, Any]
+    new: set[tuple[str, int]]
+    gone: set[tuple[str, int]]
 
 
-def per_kernel(tx: optax.GradientTransformation, *, warmup_steps: int = 20) -> optax.GradientTransformation:
-    """`tx` for the host, and a `tx` of its own, with a linear warm-up, for every kernel.
-
-    Args:
-        tx: Any optax transformation; its schedules stay on the host's clock.
-        warmup_steps: Steps until a new kernel's updates reach full size, 0 for none.
-
-    Returns:
-        A transformation for `model.params`, whose state `germinate` and `cull` migrate.
-    """
-    inner = optax.with_extra_args_support(tx)
-
-    def init(params: dict[str, Any]) -> GrowthOptState:
-        return GrowthOptState(inner.init(params["host"]), {}, inner).follow(params)
-
-    def update(
-        updates: dict[str, Any], state: GrowthOptState, params: dict[str, Any] | None = None, **extra: Any
-    ) -> tuple[dict[str, Any], GrowthOptState]:
-        if params is None:
-            raise ValueError("per_kernel needs the parameters: tx.update(grads, opt_state, model.params)")
-        host_updates, host = inner.update(updates["host"], state.host, params["host"], **extra)
-        kernel_updates: dict[str, Any] = {}
-        kernels: dict[str, dict[int, KernelOptState]] = {}
-        for layer, held in updates["kernels"].items():
-            kernel_updates[layer], kernels[layer] = {}, {}
-            for seed, grads in held.items():
-                own = state.kernels[layer][seed]
-                raw, after = inner.update(grads, own.inner, params["kernels"][layer][seed], **extra)
-                scale = jnp.minimum(1.0, (own.steps + 1) / max(1, warmup_steps))
-                kernel_updates[layer][seed] = jax.tree.map(lambda u, s=scale: (u * s).astype(u.dtype), raw)
-                kernels[layer][seed] = KernelOptState(after, own.steps + 1)
-        return {"host": host_updates, "kernels": kernel_updates}, state.replace(host=host, kernels=kernels)
-
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
-
-
-def migrate(opt_state: State, before: dict[str, Any], after: dict[str, Any]) -> State:
+def migrate(
+    opt_state: State,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    *,
+    tx: Optimizer | None = None,
+) -> State:
     """An optimiser state for `before` as one for `after`; None stays None.
 
+    Args:
+        opt_state: A state of `per_kernel`, or a plain optax state.
+        before: `model.params` that it is for.
+        after: `model.params` that it shall be for.
+        tx: What made the state. With it any transformation migrates: new kernels get what `tx.init` gives them.
+            Without it, and needless for `per_kernel`, only states that are known to start at zero do.
+
     Raises:
-        OptimizerStateError: The state holds something whose start for new parameters cannot be known.
+        OptimizerStateError: What new parameters start with cannot be known.
     """
-    added = {(layer, seed) for layer, held in after["kernels"].items() for seed in held}
-    added -= {(layer, seed) for layer, held in before["kernels"].items() for seed in held}
-    return _walk(opt_state, jax.tree.structure(before), after, parent=None, growing=bool(added))
+    if opt_state is None:
+        return opt_state
+    was, now = _places(before), _places(after)
+    change = _Change(before, after, now - was, was - now)
+    if tx is None or isinstance(opt_state, GrowthOptState):
+        return _walk(opt_state, change, parent=None)
+    return _merged(opt_state, tx.init(after), change)
 
 
-def _walk(node: Any, shape: Any, after: dict[str, Any], *, parent: Any, growing: bool) -> Any:
+def _places(params: dict[str, Any]) -> set[tuple[str, int]]:
+    return {(layer, seed) for layer, held in params["kernels"].items() for seed in held}
+
+
+def _merged(opt_state: Any, fresh: Any, change: _Change) -> Any:
+    """`fresh`, a state for the new parameters, with all that `opt_state` has of it."""
+    old, new = _by_name(opt_state), _by_name(fresh)
+    moved = change.new | change.gone
+    strange = [name for name in old.keys() ^ new.keys() if not _names_one_of(name, moved)]
+    strange += [name for name in old.keys() & new.keys() if jnp.shape(old[name]) != jnp.shape(new[name])]
+    if strange:
+        raise OptimizerStateError(
+            f"{_spelt(min(strange, key=str))} of the optimiser state does not go by the parameters' names, or `tx` is "
+            "not what made the state: give the `tx` of this state, build the optimiser with "
+            "`esper.growth.optimizer.per_kernel(tx)`, or start again with `tx.init(model.params)`"
+        )
+    for now, then in zip(_accumulations(opt_state), _accumulations(fresh), strict=True):
+        if any(_names_one_of(name, change.new) for name in _by_name(then.acc_grads)):
+            _check_window(now)
+    leaves = [old[name] if name in old else strong(leaf) for name, leaf in new.items()]
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+
+
+def _by_name(state: Any) -> dict[Path, Any]:
+    """A state's leaves by their place in it, in order."""
+    found = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {tuple(_step(key) for key in path): leaf for path, leaf in found}
+
+
+def _step(key: Any) -> Any:
+    return next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind))
+
+
+def _names_one_of(name: Path, places: set[tuple[str, int]]) -> bool:
+    """Whether a place in a state is that of a parameter of one of these kernels."""
+    return any(step == "kernels" and name[i + 1 : i + 3] in places for i, step in enumerate(name))
+
+
+def _spelt(name: Path) -> str:
+    return ".".join(str(step) for step in name) or "the whole"
+
+
+def _walk(node: Any, change: _Change, *, parent: Any) -> Any:
+    """A state of unknown making, changed where it is known how."""
     if isinstance(node, GrowthOptState):
-        return node.follow(after)
-    if isinstance(node, dict) and node.keys() == {"host", "kernels"}:
-        if growing and (jax.tree.structure(node) != shape or not isinstance(parent, _ZERO_BORN)):
-            raise OptimizerStateError(
-                f"{type(parent).__name__ if parent is not None else 'this optimiser state'} holds parameter-shaped "
-                "values whose start for a new kernel cannot be known; build the optimiser with "
-                "`esper.growth.optimizer.per_kernel(tx)`, which starts every kernel by `tx.init`"
-            )
-        return {"host": node["host"], "kernels": _carry(node["kernels"], after["kernels"])}
-    children, structure = jax.tree.flatten(node, is_leaf=lambda child: child is not node)
+        return node.follow(change.after)
+    if _is_by_name(node):
+        if change.new:
+            _check_start(node, change, parent)
+        return {"host": node["host"], "kernels": _carry(node["kernels"], change.after["kernels"])}
+    if (isinstance(node, optax.MaskedState) and change.new) or _is_nameless(node, change.before):
+        raise _unknown(parent if jax.tree_util.all_leaves([node]) else node)
+    children, structure = unpack(node)
     if len(children) == 1 and children[0] is node:
         return node
-    moved = [_walk(child, shape, after, parent=node, growing=growing) for child in children]
-    return jax.tree.unflatten(structure, moved)
+    return jax.tree.unflatten(structure, [_walk(child, change, parent=node) for child in children])
+
+
+def _is_by_name(node: Any) -> bool:
+    """Whether this is shaped as the parameters; of a partition by side, the states are under these names too."""
+    return isinstance(node, dict) and node.keys() == {"host", "kernels"} and isinstance(node["kernels"], dict)
+
+
+def _check_start(held: dict[str, Any], change: _Change, parent: Any) -> None:
+    """Refuses values of parameters whose start for new ones is not known to be zero."""
+    if not isinstance(parent, _ZERO_BORN) or jax.tree.structure(held) != jax.tree.structure(change.before):
+        raise _unknown(parent)
+    if isinstance(parent, optax.MultiStepsState):
+        _check_window(parent)
+
+
+def _is_nameless(node: Any, params: dict[str, Any]) -> bool:
+    """Whether this is all parameters' values as one vector or one sequence, whose places shift with the kernels."""
+    leaves = jax.tree.leaves(params)
+    if jax.tree_util.all_leaves([node]):
+        total = sum(leaf.size for leaf in leaves)
+        return jnp.ndim(node) > 0 and total > 0 and jnp.size(node) % total == 0
+    children = unpack(node)[0]
+    flat = bool(leaves) and jax.tree_util.all_leaves(children)
+    return flat and [jnp.shape(child) for child in children] == [leaf.shape for leaf in leaves]
+
+
+def _unknown(state: Any) -> OptimizerStateError:
+    name = "this optimiser state" if state is None else type(state).__name__
+    return OptimizerStateError(
+        f"{name} holds parameter-shaped values whose start for a new kernel cannot be known from the state alone; "
+        "give what made it to `germinate` and `cull` as `tx=`, or build the optimiser with "
+        "`esper.growth.optimizer.per_kernel(tx)`, which starts every kernel by `tx.init`"
+    )
+
+
+def _check_window(state: optax.MultiStepsState) -> None:
+    """Refuses newcomers within an accumulation window: their average would count calls that they did not see."""
+    call = state.mini_step
+    if not is_traced(call) and jnp.any(call != 0):
+        raise OptimizerStateError(
+            f"MultiStepsState is at call {call} of an accumulation window, whose average a new kernel "
+            "would have wrong; germinate where `mini_step` is 0, or build the optimiser with "
+            "`esper.growth.optimizer.per_kernel(tx)`, where a new kernel waits for the next window"
+        )
+
+
+def _accumulations(state: Any) -> list[optax.MultiStepsState]:
+    kinds = (optax.MultiStepsState, GrowthOptState)
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    return [node for node in nodes if isinstance(node, optax.MultiStepsState)]
 
 
 def _carry(held: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -129,18 +188,3 @@ def _carry(held: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
         }
         for layer, seeds in wanted.items()
     }
-
-
-def _newborn(tx: optax.GradientTransformation, tree: Any, host: Any) -> KernelOptState:
-    return KernelOptState(_on_host_clock(tx.init(tree), host), jnp.zeros((), jnp.int32))
-
-
-def _on_host_clock(own: Any, host: Any) -> Any:
-    """A new state whose schedules and injected hyperparameters are where the host's are."""
-    if isinstance(own, optax.ScaleByScheduleState):
-        return host
-    if hasattr(own, "hyperparams") and hasattr(own, "inner_state"):
-        return host._replace(inner_state=_on_host_clock(own.inner_state, host.inner_state))
-    if isinstance(own, tuple) and not hasattr(own, "_fields"):
-        return tuple(_on_host_clock(mine, theirs) for mine, theirs in zip(own, host, strict=True))
-    return own
