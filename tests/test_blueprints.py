@@ -245,6 +245,7 @@ def test_a_copied_block_starts_from_what_the_host_has_learned():
 
 def test_a_grown_block_has_the_parts_and_the_truth_value_it_had():
     model, layer, x = built("two linear layers")
+    model(x)
     parts = esper.unwrap(awake(model, layer, "mlp", "add"), probe=x)[0]
     assert [type(part) for part in parts] == [nn.Linear, nn.Tanh, nn.Linear] and len(parts) == 3
     model, layer, x = built("linear")

@@ -67,15 +67,15 @@ def kernel_cost(model: MorphableModel, kernel: Kernel) -> Cost:
 
 
 def _counted(source: ModuleSource, arrays: dict[str, jax.Array], site: LayerSite, placement: str) -> Cost:
-    fed = jax.ShapeDtypeStruct(*_fed(site, placement))
+    one = jax.ShapeDtypeStruct(*fed(site, placement))
     return Cost(
         parameters=sum(array.size for array in arrays.values()),
         bytes=sum(array.nbytes for array in arrays.values()),
-        flops=flops(partial(kernel_output, source, train=False), arrays, fed),
+        flops=flops(partial(kernel_output, source, train=False), arrays, one),
     )
 
 
-def _fed(site: LayerSite, placement: str) -> tuple[tuple[int, ...], str]:
+def fed(site: LayerSite, placement: str) -> tuple[tuple[int, ...], str]:
     """Shape and dtype of what a kernel reads for one example; sizes that are not fixed count as 1."""
     indices = site.kind == "Embedding" and placement == "parallel"
     shape = site.output if placement == "sequential" else site.input

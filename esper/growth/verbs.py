@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from esper.blending import BLENDS
 from esper.errors import SeedError, UnknownLayerError
-from esper.growth.optimizer import migrate
+from esper.growth.birth import DoNotGerminate, Init, at_birth
+from esper.growth.optimizer import Optimizer, migrate
 from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import GRAFT, Kernel, Structure
@@ -36,6 +37,8 @@ def germinate(
     key: jax.Array,
     options: Mapping[str, Any] | None = None,
     blend: str = "add",
+    init: Init | None = None,
+    tx: Optimizer | None = None,
 ) -> tuple[MorphableModel, State]:
     """Puts a new kernel into a dormant seed, which starts TRAINING; the model's outputs do not change.
 
@@ -48,16 +51,21 @@ def germinate(
         key: What the kernel's parameters are drawn from.
         options: The recipe's options, such as {"rank": 16}.
         blend: How the kernel will join the layer's output: "add", "lerp", "multiply" or "gate" (`esper.blending`).
+        init: Changes the drawn parameters before they enter (see `esper.growth.initialisers`); None: they stay as
+            the recipe draws them.
+        tx: What made a plain optax state, so that any can be migrated; needless for `per_kernel`.
 
     Returns:
-        The model with the kernel, and the optimiser state with its entries.
+        The model with the kernel, and the optimiser state with its entries; both as they were if `init` finds that
+        no kernel is worth having (`DoNotGerminate`).
 
     Raises:
         UnknownLayerError: No such layer.
         UnknownBlueprintError: No such blueprint for this kind of layer.
         IllegalTransitionError: The seed is not DORMANT.
-        SeedError: The model never calls the layer, the recipe does not fit it or has no such option, or there is no
-            such blend.
+        SeedError: The model never calls the layer, the recipe does not fit it or has no such option, there is no such
+            blend, or `init` returns other names, shapes or dtypes than the recipe's.
+        OptimizerStateError: What the kernel's optimiser state starts with cannot be known.
     """
     row = _row(model, layer, seed)
     check_transition(_state(model, row, seed), SeedLifecycleState.LOADING, _place(layer, seed))
@@ -70,7 +78,10 @@ def germinate(
     kernel = Kernel(layer, seed, blueprint, sprout.options, site, sprout.placement, blend, sprout.source)
     arrays = {name: adopt(sprout.source, tensor, f"{layer}: {name}") for name, tensor in sprout.params.items()}
     arrays |= {own: jnp.copy(_host_array(model, name)) for own, name in sprout.copied.items()}
-    grown = _with_kernel(model, kernel, arrays)
+    outcome = at_birth(init, arrays, kernel, key)
+    if isinstance(outcome, DoNotGerminate):
+        return model, opt_state
+    grown = with_kernel(model, kernel, outcome.params)
     seeds = grown.seeds.set(
         row,
         seed,
@@ -84,7 +95,7 @@ def germinate(
         origin=0.0,
         target=1.0,
     )
-    return grown.replace(seeds=seeds), migrate(opt_state, model.params, grown.params)
+    return grown.replace(seeds=seeds), migrate(opt_state, model.params, grown.params, tx=tx)
 
 
 def transition(
@@ -140,20 +151,24 @@ def set_alpha(model: MorphableModel, *, layer: str, seed: int = 0, alpha: float 
     return model.replace(seeds=model.seeds.set(row, seed, alpha=alpha))
 
 
-def cull(model: MorphableModel, opt_state: State, *, layer: str, seed: int = 0) -> tuple[MorphableModel, State]:
+def cull(
+    model: MorphableModel, opt_state: State, *, layer: str, seed: int = 0, tx: Optimizer | None = None
+) -> tuple[MorphableModel, State]:
     """Removes a seed's kernel and every trace of it in the optimiser state; the host's outputs are as before it.
 
-    A seed that is CULLED already (by `transition`, which leaves the arrays in place) is emptied.
+    A seed that is CULLED already (by `transition`, which leaves the arrays in place) is emptied. `tx` is as in
+    `germinate`.
 
     Raises:
         IllegalTransitionError: The seed's state cannot become CULLED.
+        OptimizerStateError: The state, without `tx`, does not show what belongs to the kernel.
     """
     row = _row(model, layer, seed)
     if _state(model, row, seed) is not SeedLifecycleState.CULLED:
         model = transition(model, layer=layer, seed=seed, to=SeedLifecycleState.CULLED)
     emptied = _without_kernel(model, layer, seed)
     emptied = emptied.replace(seeds=emptied.seeds.set(row, seed, kernel_id=0))
-    return emptied, migrate(opt_state, model.params, emptied.params)
+    return emptied, migrate(opt_state, model.params, emptied.params, tx=tx)
 
 
 def _row(model: MorphableModel, layer: str, seed: int) -> int:
@@ -198,7 +213,8 @@ def _kernel(structure: Structure, layer: str, seed: int) -> Kernel | None:
     return found[0] if found else None
 
 
-def _with_kernel(model: MorphableModel, kernel: Kernel, arrays: dict[str, jax.Array]) -> MorphableModel:
+def with_kernel(model: MorphableModel, kernel: Kernel, arrays: dict[str, jax.Array]) -> MorphableModel:
+    """The model with a kernel and its parameters; nothing else of its seed changes."""
     structure = model.structure
     kernels = sorted([*structure.kernels, kernel], key=lambda k: (structure.row(k.layer), k.seed))
     held = {**model.params["kernels"].get(kernel.layer, {}), kernel.seed: arrays}

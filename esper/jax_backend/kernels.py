@@ -24,7 +24,11 @@ def kernel_output(
         train: Whether it works as in training.
         key: For kernels that draw.
     """
-    _, tree = flatten(((fed,), {}))
-    signature = Signature(tree, (describe(fed, fed, "the kernel's input"),), train)
-    (made,), _ = evaluate(source.program(signature), params, {}, [fed], key, constants=constants(source))
+    (made,), _ = evaluate(source.program(one_tensor(fed, train)), params, {}, [fed], key, constants=constants(source))
     return made
+
+
+def one_tensor(array: jax.Array, train: bool) -> Signature:
+    """The signature of a kernel's call."""
+    _, tree = flatten(((array,), {}))
+    return Signature(tree, (describe(array, array, "the kernel's input"),), train)

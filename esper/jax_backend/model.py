@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,9 @@ class MorphableModel(struct.PyTreeNode):
         seeds: State of every seed, arrays of shape [layers, seeds_per_layer].
         constants: Tensors the module holds as plain attributes, by path: inputs of the compiled program.
         structure: The static half: where Programs come from, which layers and kernels there are.
+        taps: {layer: a pytree that is called with the layer's output, kernels included, and its input, and returns
+            the output}, for passes that look at layers (`growth/moments.py`); empty otherwise, and then no part of
+            the program.
     """
 
     params: Params
@@ -44,6 +47,7 @@ class MorphableModel(struct.PyTreeNode):
     seeds: SeedState
     constants: dict[str, jax.Array]
     structure: Structure = struct.field(pytree_node=False)
+    taps: dict[str, Any] = struct.field(default_factory=dict)
 
     def __call__(self, *args: Any, train: bool = False, key: jax.Array | None = None, **kwargs: Any) -> Any:
         """The module's outputs; torch tensors in, torch tensors out, else JAX arrays. See `apply`."""
@@ -98,7 +102,7 @@ class MorphableModel(struct.PyTreeNode):
             alpha=jnp.where(training, jnp.float32(1), self.seeds.alpha),
         )
         params = {"host": lax.stop_gradient(self.params["host"]), "kernels": kernels}
-        return self.replace(params=params, seeds=seeds, structure=replace(self.structure, shadow=True))
+        return self.replace(params=params, seeds=seeds, structure=replace(self.structure, shadow=True), taps={})
 
     def stats(self) -> dict[str, Any]:
         """Counts: parameters, buffers, bytes, layers, kernels, seeds by state, captured Programs."""
@@ -171,11 +175,22 @@ def _run(
 
 
 def _grafts(model: MorphableModel, train: bool) -> dict[str, Any]:
-    """For each layer with kernels, the function that joins them to the layer's output."""
+    """For each layer with kernels or a tap, the function that makes its output of the host's."""
     by_layer: dict[str, list[Kernel]] = {}
     for kernel in model.structure.kernels:
         by_layer.setdefault(kernel.layer, []).append(kernel)
-    return {layer: partial(_join, model, kernels, train) for layer, kernels in by_layer.items()}
+    joins = {layer: partial(_join, model, kernels, train) for layer, kernels in by_layer.items()}
+    return joins | {layer: partial(_tapped, tap, joins.get(layer)) for layer, tap in model.taps.items()}
+
+
+def _tapped(
+    tap: Callable[[jax.Array, jax.Array], jax.Array],
+    join: Callable[..., jax.Array] | None,
+    host: jax.Array,
+    input: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    return tap(join(host, input, key) if join else host, input)
 
 
 def _join(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from esper.errors import SeedError
@@ -33,8 +33,8 @@ class LayerSite:
     type: str
     dtype: str
     attributes: tuple[tuple[str, Any], ...] = ()
-    input: tuple[Size, ...] = ()
-    output: tuple[Size, ...] = ()
+    input: tuple[Size, ...] = field(default=(), compare=False)  # seen, not what the layer is
+    output: tuple[Size, ...] = field(default=(), compare=False)
 
     def __getitem__(self, attribute: str) -> Any:
         """An attribute of the layer by torch's name."""
