@@ -54,6 +54,21 @@ class Initialised:
     report: Report | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Newborn:
+    """A kernel that has been built and waits to enter its seed.
+
+    Attributes:
+        kernel: Its place and recipe.
+        params: Its parameters by torch name.
+        kernel_id: 32 bits that name it.
+    """
+
+    kernel: Kernel
+    params: Params
+    kernel_id: int
+
+
 @dataclass(frozen=True)
 class DoNotGerminate:
     """No scale of the fitted kernel's output is better than none on held-out data."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from esper.blending import BLENDS
 from esper.errors import SeedError, UnknownLayerError
-from esper.growth.birth import DoNotGerminate, Init, at_birth
+from esper.growth.birth import DoNotGerminate, Init, Newborn, at_birth
 from esper.growth.optimizer import Optimizer, migrate
 from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
@@ -67,6 +67,28 @@ def germinate(
             blend, or `init` returns other names, shapes or dtypes than the recipe's.
         OptimizerStateError: What the kernel's optimiser state starts with cannot be known.
     """
+    newborn = conceive(
+        model, layer=layer, seed=seed, blueprint=blueprint, key=key, options=options, blend=blend, init=init
+    )
+    return (model, opt_state) if isinstance(newborn, DoNotGerminate) else enter(model, opt_state, newborn, tx=tx)
+
+
+def conceive(
+    model: MorphableModel,
+    *,
+    layer: str,
+    seed: int = 0,
+    blueprint: str,
+    key: jax.Array,
+    options: Mapping[str, Any] | None = None,
+    blend: str = "add",
+    init: Init | None = None,
+) -> Newborn | DoNotGerminate:
+    """The first half of `germinate`: builds the kernel, and leaves the model as it is.
+
+    What the arrays of the model decide (`copy`, initialisers) is decided now. `enter` may come later, at a model that
+    has trained on in the meantime. Arguments and errors are those of `germinate`.
+    """
     row = _row(model, layer, seed)
     check_transition(_state(model, row, seed), SeedLifecycleState.LOADING, _place(layer, seed))
     structure = model.structure
@@ -80,14 +102,30 @@ def germinate(
     arrays |= {own: jnp.copy(_host_array(model, name)) for own, name in sprout.copied.items()}
     outcome = at_birth(init, arrays, kernel, key)
     if isinstance(outcome, DoNotGerminate):
-        return model, opt_state
-    grown = with_kernel(model, kernel, outcome.params)
+        return outcome
+    return Newborn(kernel, outcome.params, crc32(f"{blueprint} {sprout.options} {entropy}".encode()))
+
+
+def enter(
+    model: MorphableModel, opt_state: State, newborn: Newborn, *, tx: Optimizer | None = None
+) -> tuple[MorphableModel, State]:
+    """The second half of `germinate`: puts a kernel that was conceived into its seed, which starts TRAINING.
+
+    Raises:
+        IllegalTransitionError: The seed is no longer DORMANT.
+        OptimizerStateError: As `germinate`.
+    """
+    kernel = newborn.kernel
+    row = _row(model, kernel.layer, kernel.seed)
+    place = _place(kernel.layer, kernel.seed)
+    check_transition(_state(model, row, kernel.seed), SeedLifecycleState.LOADING, place)
+    grown = with_kernel(model, kernel, newborn.params)
     seeds = grown.seeds.set(
         row,
-        seed,
+        kernel.seed,
         lifecycle=int(SeedLifecycleState.TRAINING),
         alpha=0.0,
-        kernel_id=crc32(f"{blueprint} {sprout.options} {entropy}".encode()),
+        kernel_id=newborn.kernel_id,
         health=math.nan,
         age=0,
         last_update=0,
