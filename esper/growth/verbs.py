@@ -62,7 +62,7 @@ def germinate(
     Raises:
         UnknownLayerError: No such layer.
         UnknownBlueprintError: No such blueprint for this kind of layer.
-        IllegalTransitionError: The seed is not DORMANT.
+        IllegalTransitionError: The seed is neither DORMANT nor LOADING.
         SeedError: The model never calls the layer, the recipe does not fit it or has no such option, there is no such
             blend, or `init` returns other names, shapes or dtypes than the recipe's.
         OptimizerStateError: What the kernel's optimiser state starts with cannot be known.
@@ -89,8 +89,7 @@ def conceive(
     What the arrays of the model decide (`copy`, initialisers) is decided now. `enter` may come later, at a model that
     has trained on in the meantime. Arguments and errors are those of `germinate`.
     """
-    row = _row(model, layer, seed)
-    check_transition(_state(model, row, seed), SeedLifecycleState.LOADING, _place(layer, seed))
+    _check_free(model, layer, seed)
     structure = model.structure
     _check_called(structure, layer)
     if blend not in BLENDS:
@@ -112,13 +111,12 @@ def enter(
     """The second half of `germinate`: puts a kernel that was conceived into its seed, which starts TRAINING.
 
     Raises:
-        IllegalTransitionError: The seed is no longer DORMANT.
+        IllegalTransitionError: The seed is neither DORMANT nor LOADING.
         OptimizerStateError: As `germinate`.
     """
     kernel = newborn.kernel
     row = _row(model, kernel.layer, kernel.seed)
-    place = _place(kernel.layer, kernel.seed)
-    check_transition(_state(model, row, kernel.seed), SeedLifecycleState.LOADING, place)
+    _check_free(model, kernel.layer, kernel.seed)
     grown = with_kernel(model, kernel, newborn.params)
     seeds = grown.seeds.set(
         row,
@@ -218,6 +216,13 @@ def _row(model: MorphableModel, layer: str, seed: int) -> int:
         has = f"has seeds 0 to {held - 1}, not {seed}" if held else "has no seeds: wrap with seeds_per_layer above 0"
         raise SeedError(f"layer {layer!r} {has}")
     return names.index(layer)
+
+
+def _check_free(model: MorphableModel, layer: str, seed: int) -> None:
+    """A kernel may enter a seed that is DORMANT, or LOADING because it has been announced."""
+    state = _state(model, _row(model, layer, seed), seed)
+    if state is not SeedLifecycleState.LOADING:
+        check_transition(state, SeedLifecycleState.LOADING, _place(layer, seed))
 
 
 def _check_called(structure: Structure, layer: str) -> None:
