@@ -174,7 +174,7 @@ def test_what_flows_back_is_whole_or_nothing():
 
 
 def seen(seeds, plan=None, losses=(1.0,)):
-    return Observation(100, 1000, 10, losses, (LayerView("0", "Linear", 1.0, tuple(seeds), plan),))
+    return Observation(100, 1000, 10, losses, (LayerView("0", "Linear", 1.0, tuple(seeds), (plan,) if plan else ()),))
 
 
 @pytest.mark.parametrize(("errors", "to"), [(1, State.TRAINING), (2, State.TRAINING), (3, State.CULLED)])

@@ -48,7 +48,7 @@ def seen(*seeds, losses=(1.0,), step=100, total=10_000, pulls=(1.0, 2.0), plan=P
     """Two layers, `a` and `b`, of one seed each; those given replace the dormant ones."""
     held = {seed.layer: seed for seed in seeds}
     layers = tuple(
-        LayerView(name, "Linear", pull, (held.get(name, SeedView(name, 0, S.DORMANT)),), plan)
+        LayerView(name, "Linear", pull, (held.get(name, SeedView(name, 0, S.DORMANT)),), (plan,) if plan else ())
         for name, pull in zip("ab", pulls, strict=True)
     )
     return Observation(step, total, 10, losses, layers)
@@ -167,7 +167,9 @@ def test_every_action_is_legal_and_the_budgets_hold(number):
             )
             for place, seed in table.items()
         }
-        layers = tuple(LayerView(n, "Linear", float(draw.uniform()), (table[n, 0], table[n, 1]), PLAN) for n in "abc")
+        layers = tuple(
+            LayerView(n, "Linear", float(draw.uniform()), (table[n, 0], table[n, 1]), (PLAN,)) for n in "abc"
+        )
         observation = Observation(step, 2000, 10, tuple(losses), layers)
         actions, after = policy(observation, memory)
         assert (actions, after) == policy(observation, memory)
@@ -230,11 +232,11 @@ def test_acting_is_what_the_verbs_do():
 
 def test_plans():
     assert plans(model(), None, 4) == {
-        "0": Plan("mlp", (("width", 4),), 6 * 4 + 4 + 4 * 5 + 5, 117, 4 * 53),
-        "3": Plan("mlp", (("width", 4),), 5 * 4 + 4 + 4 * 3 + 3, 91, 4 * 39),
+        "0": (Plan("mlp", (("width", 4),), 6 * 4 + 4 + 4 * 5 + 5, 117, 4 * 53),),
+        "3": (Plan("mlp", (("width", 4),), 5 * 4 + 4 + 4 * 3 + 3, 91, 4 * 39),),
     }
     wanted = Plan("low_rank", (("rank", 2),), 6 * 2 + 2 * 5, 2 * (6 * 2 + 2 * 5), 4 * (6 * 2 + 2 * 5), "lerp")
-    assert plans(model(), {"Linear": "low_rank"}, 2, "lerp")["0"] == wanted
+    assert plans(model(), {"Linear": "low_rank"}, 2, "lerp")["0"] == (wanted,)
     with pytest.raises(UnknownBlueprintError, match="no blueprint 'nothing'"):
         plans(model(), {"0": "nothing"}, 2)
     with pytest.raises(UnknownBlueprintError, match="is for"):

@@ -76,13 +76,31 @@ class TamiyoSettings(ConfigModel):
     """The `components.tamiyo.config` section: when to grow, and what is kept."""
 
     policy: Literal["plateau", "none"] = "plateau"
-    """`plateau`: germinate when the validation loss stops improving; `none`: no growth."""
-    blueprints: dict[Name, Name] | None = None
-    """Layer kind or glob of layer names to the blueprint used there; null: the default for each kind of layer."""
+    """`plateau`: the built-in policy, which germinates when `trigger` says so; `none`: no growth."""
+    trigger: Literal["plateau", "stable", "always"] = "plateau"
+    """What starts growth: the validation loss stopped improving, or stays within `stability`, or nothing has to."""
+    start_step: int = Field(default=0, ge=0)
+    """Training steps before which nothing germinates."""
+    stop_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Fraction of the run after which nothing germinates."""
     patience: int = Field(default=3, ge=1)
-    """Evaluations without improvement before a seed germinates."""
+    """Evaluations without improvement, or within `stability`, before a seed germinates."""
     min_delta: float = Field(default=1e-3, ge=0)
     """Loss decrease that counts as an improvement."""
+    stability: float = Field(default=0.02, gt=0)
+    """Relative spread of the validation loss over `patience` evaluations that counts as stable."""
+    where: Literal["pull", "score"] = "pull"
+    """How layers with equally many culls are ranked: by gradient norm, or by held-out first-order gain (measured)."""
+    blueprints: dict[Name, Name | list[Name]] | None = None
+    """Layer kind or glob of layer names to the blueprints used there; null: the default for each kind of layer."""
+    race: int = Field(default=1, ge=1)
+    """Blueprints that are tried at once in one layer, a free seed each; the best is kept, if it is worth it."""
+    gain_per_parameter: bool = False
+    """Whether a race is won by the largest gain per parameter instead of the largest gain."""
+    grafts: int = Field(default=1, ge=1)
+    """Layers in which something is growing at the same time."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """How sure a gain must be, against all candidates of a race together, for its kernel to be kept."""
     train_steps: int = Field(default=100, ge=1)
     """Steps a kernel spends in TRAINING before it is judged."""
     blend_steps: int = Field(default=60, ge=1)
@@ -92,13 +110,13 @@ class TamiyoSettings(ConfigModel):
     min_gain: float = Field(default=0.0, ge=0)
     """Held-out loss a kernel must gain to be kept."""
     max_kernels: int = Field(default=4, ge=0)
-    """Kernels held at the same time, fossilised ones included."""
+    """Kernels held at the same time, fossilised ones included; a race counts as one."""
     max_parameters: int | None = Field(default=None, ge=0)
-    """Parameters all kernels together may have; null: no limit."""
+    """Parameters all kernels together may have, a race counting as its largest; null: no limit."""
     max_flops: int | None = Field(default=None, ge=0)
-    """Floating-point operations that the forward of all kernels together may take for one example; null: no limit."""
+    """Floating-point operations the forward of all kernels may take for one example, as above; null: no limit."""
     max_bytes: int | None = Field(default=None, ge=0)
-    """Memory that the parameters of all kernels together may take; null: no limit."""
+    """Memory that the parameters of all kernels may take, every one of a race included; null: no limit."""
     max_retries: int = Field(default=1, ge=0)
     """How often a kernel that failed trains on before it is culled."""
     schedule: Literal["linear", "cosine", "sigmoid", "instant"] = "linear"
@@ -110,7 +128,7 @@ class TamiyoSettings(ConfigModel):
     kernel_warmup_steps: int = Field(default=20, ge=0)
     """Steps over which a new kernel's learning rate rises."""
     rank: int = Field(default=8, ge=1)
-    """Rank or width of the kernels that have one."""
+    """Rank or width of the kernels that have one, and rank of the first-order gains."""
 
 
 def _upper(level: object) -> object:

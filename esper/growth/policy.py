@@ -6,19 +6,26 @@ the same actions. `esper.growth.tamiyo` holds the one that is built in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 
 from esper.growth.credit import Gain
+from esper.growth.scores import FirstOrder
 from esper.growth.verbs import cull, germinate, set_alpha, transition
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
 
 State = TypeVar("State")
 M = TypeVar("M")
+Place = tuple[str, int]
+"""A layer's name and which of its seeds."""
+
+MEASURED = (SeedLifecycleState.TRAINING, SeedLifecycleState.GRAFTING, SeedLifecycleState.ACTIVE)
+GROWING = (SeedLifecycleState.LOADING, *MEASURED, SeedLifecycleState.ERROR_RECOVERY)
 
 
 @dataclass(frozen=True)
@@ -49,14 +56,17 @@ class SeedView:
     Attributes:
         layer: Name of its layer.
         seed: Its place in the layer.
-        state: Its state.
+        state: Its state; LOADING: its germination was decided and is being compiled.
         since: Training steps since it entered that state.
         alpha: Weight of its kernel.
         parameters: Parameters of its kernel; 0: it holds none.
-        gain: Held-out gain of its kernel, if measured at this step.
+        gain: Held-out gain of its kernel, all else as it is; None: not measured now.
         flops: Floating-point operations of its kernel's forward for one example.
         bytes: Memory of its kernel's parameters.
         errors: How often its kernel failed.
+        blueprint: Its kernel's recipe; empty: it holds none.
+        credit: Its kernel's share (Shapley value) of the gain of all kernels that were asked for together; None: not
+            measured now.
     """
 
     layer: str
@@ -69,6 +79,13 @@ class SeedView:
     flops: int = 0
     bytes: int = 0
     errors: int = 0
+    blueprint: str = ""
+    credit: Gain | None = None
+
+    @property
+    def place(self) -> Place:
+        """Its layer and its place there."""
+        return self.layer, self.seed
 
 
 @dataclass(frozen=True)
@@ -82,14 +99,26 @@ class LayerView:
             steps since the last evaluation. Its square is, to first order, how fast the loss would fall by
             changing this layer alone: a cheap stand-in for what a kernel beside it could do.
         seeds: Its seeds.
-        plan: What would germinate here; None: nothing fits this kind of layer.
+        plans: What could germinate here, in order of preference; none: nothing fits this kind of layer.
+        score: What the best linear kernel here would gain, to first order; None: not measured now.
     """
 
     name: str
     kind: str
     pull: float
     seeds: tuple[SeedView, ...]
-    plan: Plan | None
+    plans: tuple[Plan, ...] = ()
+    score: FirstOrder | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The first of `plans`."""
+        return self.plans[0] if self.plans else None
+
+    @property
+    def growing(self) -> tuple[SeedView, ...]:
+        """Seeds whose kernels are on their way: arriving, training, blending, on trial, or failed."""
+        return tuple(seed for seed in self.seeds if seed.state in GROWING)
 
 
 @dataclass(frozen=True)
@@ -102,6 +131,8 @@ class Observation:
         every: Steps between evaluations.
         losses: Held-out loss at every evaluation so far, the latest last.
         layers: The layers that can grow.
+        train_loss: Mean training loss since the last evaluation; NaN: unknown.
+        metrics: Other held-out figures by name.
     """
 
     step: int
@@ -109,11 +140,28 @@ class Observation:
     every: int
     losses: tuple[float, ...]
     layers: tuple[LayerView, ...]
+    train_loss: float = math.nan
+    metrics: tuple[tuple[str, float], ...] = ()
 
     def seeds(self) -> Iterator[SeedView]:
         """Every seed of every layer."""
         for layer in self.layers:
             yield from layer.seeds
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What a policy wants measured before it decides.
+
+    Attributes:
+        gains: Kernels whose gain it will read; a gain is two held-out passes.
+        credits: Kernels that share their common gain; up to 4 are 2^n passes.
+        scores: Layers whose first-order gain it will read; together one pass with a backward.
+    """
+
+    gains: tuple[Place, ...] = ()
+    credits: tuple[Place, ...] = ()
+    scores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +226,22 @@ class Policy(Protocol[M]):
     def __call__(self, observation: Observation, memory: M) -> tuple[tuple[Action, ...], M]:
         """What to do now, in order, and what to remember."""
         ...
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A policy that says what it will read, so that nothing else is measured."""
+
+    def asks(self, observation: Observation, memory: Any) -> Asks:
+        """What to measure; the observation is the one to be decided on, with nothing measured in it."""
+        ...
+
+
+def asked(policy: Policy[M], observation: Observation, memory: M) -> Asks:
+    """What to measure for a policy; for one that does not say, the gain of every kernel that grows."""
+    if isinstance(policy, Asking):
+        return policy.asks(observation, memory)
+    return Asks(gains=tuple(seed.place for seed in observation.seeds() if seed.state in MEASURED))
 
 
 def act(model: MorphableModel, opt_state: State, action: Action, *, key: jax.Array) -> tuple[MorphableModel, State]:

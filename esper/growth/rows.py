@@ -19,9 +19,14 @@ _CONVOLUTIONS = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3}
 _PADDINGS = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
+def is_served(site: LayerSite) -> bool:
+    """Whether a kind of layer has rows here."""
+    return site.kind == "Linear" or site.kind in _CONVOLUTIONS
+
+
 def check_served(site: LayerSite) -> None:
     """Raises SeedError for kinds of layers that have no rows here."""
-    if site.kind != "Linear" and site.kind not in _CONVOLUTIONS:
+    if not is_served(site):
         raise SeedError(
             f"layer {site.name!r} is a {site.kind}; statistics are of {', '.join(['Linear', *_CONVOLUTIONS])}, so "
             "germinate it without an initialiser that needs them"

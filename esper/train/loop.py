@@ -14,7 +14,18 @@ from esper.configs import TamiyoSettings, TrainingSettings
 from esper.errors import ArgumentError
 from esper.growth.credit import Gain
 from esper.growth.plans import plans
-from esper.growth.policy import STRUCTURAL, Action, Germinate, Hold, Observation, Policy, SetAlpha, Transition, act
+from esper.growth.policy import (
+    STRUCTURAL,
+    Action,
+    Germinate,
+    Hold,
+    Observation,
+    Policy,
+    SetAlpha,
+    Transition,
+    act,
+    asked,
+)
 from esper.growth.schedule import schedule
 from esper.growth.tamiyo import Tamiyo
 from esper.growth.verbs import cull
@@ -23,9 +34,9 @@ from esper.lifecycle import SeedLifecycleState
 from esper.train.compiles import CompileCounter, Compiles, counting_compiles
 from esper.train.data import Dataset
 from esper.train.history import Record
-from esper.train.observe import gains, observed, with_health
+from esper.train.observe import gains, growing, measured, observed, with_health, with_measurements
 from esper.train.rehearsal import rehearse
-from esper.train.step import Learner, TrainState, batch_table, evaluate, learner, train_step
+from esper.train.step import Learner, TrainState, batch_table, credit_loss, evaluate, learner, train_step
 
 HELD_OUT_BATCHES = 16
 """Batches that the validation part is measured in; standard errors are over these."""
@@ -145,10 +156,11 @@ class _Run:
         self.table = batch_table(table_key, len(self.data.train), size, self.training.steps)
         self.held_out = self.data.validation.stacked(HELD_OUT_BATCHES)
         self.planned = plans(model, tamiyo.blueprints, tamiyo.rank, tamiyo.blend)
-        self.memory = self.policy.start()
+        self.memory, self.rank = self.policy.start(), tamiyo.rank
         self.state = self.learner.begin(model)
         if self.planned:
-            rehearse(model, next(iter(self.planned.items())))
+            layer, (plan, *_) = next(iter(self.planned.items()))
+            rehearse(model, (layer, plan))
         self.note(Record(0, "start", "batches drawn, small operations compiled"), self.counter.take())
         self.score("untrained")
 
@@ -163,7 +175,6 @@ class _Run:
     def observe(self) -> Observation:
         """Measures on the validation part, notes it down, and starts the sums afresh."""
         losses, accuracies = evaluate(self.state.model, self.held_out)
-        found = gains(self.state.model, self.held_out)
         loss, accuracy = float(np.mean(losses)), float(np.mean(accuracies))
         self.losses.append(loss)
         figures: dict[str, float | int | str] = {
@@ -171,13 +182,15 @@ class _Run:
             "validation_loss": loss,
             "validation_accuracy": accuracy,
         }
-        for (layer, seed), gain in found.items():
-            figures |= {f"gain {layer}[{seed}]": gain.mean, f"gain stderr {layer}[{seed}]": gain.stderr}
         pulls = np.sqrt(np.asarray(self.state.pull) / self.since)
-        self.state = replace(self.state, model=with_health(self.state.model, found)).rewound()
-        self.settle(figures)
-        layers = observed(self.state.model, pulls, self.planned, found)
-        return Observation(self.done, self.training.steps, self.training.eval_every, tuple(self.losses), layers)
+        layers = observed(self.state.model, pulls, self.planned)
+        seen = Observation(self.done, self.training.steps, self.training.eval_every, tuple(self.losses), layers)
+        # Every gain is written down, whether the policy reads it now or not.
+        asks = replace(asked(self.policy, seen, self.memory), gains=growing(self.state.model))
+        found = measured(credit_loss, self.state.model, self.held_out, asks, rank=self.rank)
+        self.state = replace(self.state, model=with_health(self.state.model, found.gains)).rewound()
+        self.settle(figures | found.figures())
+        return replace(seen, layers=with_measurements(layers, found))
 
     def decide(self, observation: Observation) -> None:
         """Does what the policy says; what it compiles is counted until the next evaluation is over."""
@@ -211,7 +224,7 @@ class _Run:
                 model, opt_state = cull(model, opt_state, layer=kernel.layer, seed=kernel.seed)
         self.state = replace(self.state, model=model, opt_state=opt_state)
         self.score("end")
-        found = gains(model, self.held_out, every=True)
+        found = gains(credit_loss, model, self.held_out, growing(model, fossilised=True))
         self.note(Record(self.done, "end", "the last step is done"), self.counter.take())
         return Result(with_health(model, found), opt_state, tuple(self.records), self.scores, found)
 
