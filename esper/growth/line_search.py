@@ -15,8 +15,8 @@ from esper.errors import ArgumentError
 from esper.growth.birth import DoNotGerminate, Init, Initialised, Outcome, Params, Report
 from esper.growth.credit import BatchLoss, Gain, gain
 from esper.growth.forms import two_layers
-from esper.growth.verbs import with_kernel
 from esper.jax_backend.model import MorphableModel
+from esper.jax_backend.slots import with_kernel
 from esper.jax_backend.source import Kernel
 from esper.lifecycle import SeedLifecycleState
 

@@ -6,9 +6,7 @@ another compiled program; the others change data only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -16,12 +14,23 @@ import jax
 import jax.numpy as jnp
 
 from esper.blending import BLENDS
-from esper.errors import SeedError, UnknownLayerError
+from esper.errors import SeedError
 from esper.growth.birth import DoNotGerminate, Init, Newborn, at_birth
 from esper.growth.optimizer import Optimizer, migrate
 from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
-from esper.jax_backend.source import GRAFT, Kernel, Structure
+from esper.jax_backend.slots import (
+    check_called,
+    check_free,
+    held_kernel,
+    moved,
+    place,
+    seated,
+    seed_row,
+    seed_state,
+    vacated,
+)
+from esper.jax_backend.source import Kernel
 from esper.lifecycle import SeedLifecycleState, check_transition
 
 State = TypeVar("State")
@@ -89,9 +98,9 @@ def conceive(
     What the arrays of the model decide (`copy`, initialisers) is decided now. `enter` may come later, at a model that
     has trained on in the meantime. Arguments and errors are those of `germinate`.
     """
-    _check_free(model, layer, seed)
+    check_free(model, layer, seed)
     structure = model.structure
-    _check_called(structure, layer)
+    check_called(structure, layer)
     if blend not in BLENDS:
         raise SeedError(f"no blend {blend!r}; there are: {', '.join(BLENDS)}")
     entropy, site = int(jax.random.bits(key, dtype=jnp.uint32)), structure.site(layer)
@@ -114,24 +123,8 @@ def enter(
         IllegalTransitionError: The seed is neither DORMANT nor LOADING.
         OptimizerStateError: As `germinate`.
     """
-    kernel = newborn.kernel
-    row = _row(model, kernel.layer, kernel.seed)
-    _check_free(model, kernel.layer, kernel.seed)
-    grown = with_kernel(model, kernel, newborn.params)
-    seeds = grown.seeds.set(
-        row,
-        kernel.seed,
-        lifecycle=int(SeedLifecycleState.TRAINING),
-        alpha=0.0,
-        kernel_id=newborn.kernel_id,
-        health=math.nan,
-        age=0,
-        last_update=0,
-        error_count=0,
-        origin=0.0,
-        target=1.0,
-    )
-    return grown.replace(seeds=seeds), migrate(opt_state, model.params, grown.params, tx=tx)
+    grown = seated(model, newborn.kernel, newborn.params, SeedLifecycleState.TRAINING, newborn.kernel_id)
+    return grown, migrate(opt_state, model.params, grown.params, tx=tx)
 
 
 def transition(
@@ -151,25 +144,18 @@ def transition(
         SeedError: The new state needs a kernel and the seed has none, or the target is not in [0, 1].
     """
     if target is not None and (to is not SeedLifecycleState.GRAFTING or not 0.0 <= target <= 1.0):
-        raise SeedError(f"{_place(layer, seed)}: a target is for GRAFTING, in [0, 1]; it is {target} for {to!r}")
-    row, to = _row(model, layer, seed), SeedLifecycleState(to)
-    was = _state(model, row, seed)
-    check_transition(was, to, _place(layer, seed))
+        raise SeedError(f"{place(layer, seed)}: a target is for GRAFTING, in [0, 1]; it is {target} for {to!r}")
+    row, to = seed_row(model.structure, layer, seed), SeedLifecycleState(to)
+    was = seed_state(model, row, seed)
+    check_transition(was, to, place(layer, seed))
     needs_kernel = to not in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING, SeedLifecycleState.CULLED)
-    if needs_kernel and not _kernel(model.structure, layer, seed):
-        raise SeedError(f"{_place(layer, seed)} holds no kernel, so it cannot become {to.name}: germinate it first")
-    if to is SeedLifecycleState.DORMANT and _kernel(model.structure, layer, seed):
-        raise SeedError(f"{_place(layer, seed)} still holds its kernel: `cull` removes it")
-    seeds = model.seeds
-    fields: dict[str, Any] = {"lifecycle": int(to), "last_update": seeds.age[row, seed]}
-    fields["origin"] = seeds.alpha[row, seed]
-    if to is SeedLifecycleState.GRAFTING:
-        fields["target"] = float(was is not SeedLifecycleState.ACTIVE) if target is None else target
-    if to in (SeedLifecycleState.CULLED, SeedLifecycleState.DORMANT, SeedLifecycleState.ERROR_RECOVERY):
-        fields["alpha"] = 0.0
-    if to is SeedLifecycleState.ERROR_RECOVERY:
-        fields["error_count"] = seeds.error_count[row, seed] + 1
-    return model.replace(seeds=seeds.set(row, seed, **fields))
+    if needs_kernel and not held_kernel(model.structure, layer, seed):
+        raise SeedError(f"{place(layer, seed)} holds no kernel, so it cannot become {to.name}: germinate it first")
+    if to is SeedLifecycleState.DORMANT and held_kernel(model.structure, layer, seed):
+        raise SeedError(f"{place(layer, seed)} still holds its kernel: `cull` removes it")
+    if to is SeedLifecycleState.GRAFTING and target is None:
+        target = float(was is not SeedLifecycleState.ACTIVE)
+    return model.replace(seeds=moved(model.seeds, row, seed, to, target))
 
 
 def set_alpha(model: MorphableModel, *, layer: str, seed: int = 0, alpha: float | jax.Array) -> MorphableModel:
@@ -178,12 +164,12 @@ def set_alpha(model: MorphableModel, *, layer: str, seed: int = 0, alpha: float 
     Raises:
         SeedError: `alpha` is not in [0, 1], or the seed is FOSSILIZED.
     """
-    row = _row(model, layer, seed)
+    row = seed_row(model.structure, layer, seed)
     if not is_traced(alpha) and not 0.0 <= float(alpha) <= 1.0:
-        raise SeedError(f"{_place(layer, seed)}: alpha is in [0, 1], not {float(alpha)}")
+        raise SeedError(f"{place(layer, seed)}: alpha is in [0, 1], not {float(alpha)}")
     concrete = not is_traced(model.seeds.lifecycle)
-    if concrete and _state(model, row, seed) is SeedLifecycleState.FOSSILIZED:
-        raise SeedError(f"{_place(layer, seed)} is FOSSILIZED: its alpha is permanent")
+    if concrete and seed_state(model, row, seed) is SeedLifecycleState.FOSSILIZED:
+        raise SeedError(f"{place(layer, seed)} is FOSSILIZED: its alpha is permanent")
     return model.replace(seeds=model.seeds.set(row, seed, alpha=alpha))
 
 
@@ -199,75 +185,10 @@ def cull(
         IllegalTransitionError: The seed's state cannot become CULLED.
         OptimizerStateError: The state, without `tx`, does not show what belongs to the kernel.
     """
-    row = _row(model, layer, seed)
-    if _state(model, row, seed) is not SeedLifecycleState.CULLED:
-        model = transition(model, layer=layer, seed=seed, to=SeedLifecycleState.CULLED)
-    emptied = _without_kernel(model, layer, seed)
-    emptied = emptied.replace(seeds=emptied.seeds.set(row, seed, kernel_id=0))
+    emptied = vacated(model, layer, seed)
     return emptied, migrate(opt_state, model.params, emptied.params, tx=tx)
-
-
-def _row(model: MorphableModel, layer: str, seed: int) -> int:
-    names = [site.name for site in model.structure.sites]
-    if layer not in names:
-        raise UnknownLayerError(layer, names)
-    held = model.structure.seeds_per_layer
-    if not 0 <= seed < held:
-        has = f"has seeds 0 to {held - 1}, not {seed}" if held else "has no seeds: wrap with seeds_per_layer above 0"
-        raise SeedError(f"layer {layer!r} {has}")
-    return names.index(layer)
-
-
-def _check_free(model: MorphableModel, layer: str, seed: int) -> None:
-    """A kernel may enter a seed that is DORMANT, or LOADING because it has been announced."""
-    state = _state(model, _row(model, layer, seed), seed)
-    if state is not SeedLifecycleState.LOADING:
-        check_transition(state, SeedLifecycleState.LOADING, _place(layer, seed))
-
-
-def _check_called(structure: Structure, layer: str) -> None:
-    """A layer whose weight the model reads without calling the layer has no output for a kernel to join."""
-    programs = structure.source.programs
-    marks = {node.args[2] for program in programs for node in program.walk() if node.op == GRAFT}
-    if programs and layer not in marks:
-        raise SeedError(
-            f"layer {layer!r} is never called as a module in the forwards captured so far, so a kernel there would "
-            "have no effect; choose the module that is called instead"
-        )
 
 
 def _host_array(model: MorphableModel, name: str) -> jax.Array:
     host = model.params["host"]
     return host[name] if name in host else model.buffers[name]
-
-
-def _place(layer: str, seed: int) -> str:
-    return f"layer {layer!r}, seed {seed}"
-
-
-def _state(model: MorphableModel, row: int, seed: int) -> SeedLifecycleState:
-    if is_traced(model.seeds.lifecycle):
-        raise SeedError("this growth verb reads the seed's state, so it is called between steps, not inside jax.jit")
-    return SeedLifecycleState(int(model.seeds.lifecycle[row, seed]))
-
-
-def _kernel(structure: Structure, layer: str, seed: int) -> Kernel | None:
-    found = [kernel for kernel in structure.kernels if (kernel.layer, kernel.seed) == (layer, seed)]
-    return found[0] if found else None
-
-
-def with_kernel(model: MorphableModel, kernel: Kernel, arrays: dict[str, jax.Array]) -> MorphableModel:
-    """The model with a kernel and its parameters; nothing else of its seed changes."""
-    structure = model.structure
-    kernels = sorted([*structure.kernels, kernel], key=lambda k: (structure.row(k.layer), k.seed))
-    held = {**model.params["kernels"].get(kernel.layer, {}), kernel.seed: arrays}
-    params = {**model.params, "kernels": {**model.params["kernels"], kernel.layer: held}}
-    return model.replace(params=params, structure=replace(structure, kernels=tuple(kernels)))
-
-
-def _without_kernel(model: MorphableModel, layer: str, seed: int) -> MorphableModel:
-    kernels = tuple(k for k in model.structure.kernels if (k.layer, k.seed) != (layer, seed))
-    held = {s: tree for s, tree in model.params["kernels"].get(layer, {}).items() if s != seed}
-    others = {name: tree for name, tree in model.params["kernels"].items() if name != layer}
-    params = {**model.params, "kernels": {**others, **({layer: held} if held else {})}}
-    return model.replace(params=params, structure=replace(model.structure, kernels=kernels))
