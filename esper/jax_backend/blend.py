@@ -30,6 +30,7 @@ def blend(
     branches: Sequence[Branch],
     params: Sequence[Any],
     blends: Sequence[str],
+    blended: jax.Array,
     live: jax.Array,
     permanent: jax.Array,
     alpha: jax.Array,
@@ -43,14 +44,15 @@ def blend(
         branches: The kernels.
         params: Their parameters.
         blends: How each joins, a name of `esper.blending`.
-        live: Whether each takes part, shape [kernels].
+        blended: Whether each is to be computed, shape [kernels]: the same in all arms of a `vmap` over alphas.
+        live: Whether each takes part, shape [kernels]; only those that are blended do.
         permanent: Whether each is part of the network for good: what it gives then counts whatever it is.
         alpha: Weight of each, shape [kernels].
         key: For kernels that draw.
 
     Returns:
         An array like `host`; exactly `host` where nothing is live, or nothing that is finite. Dead kernels are not
-        computed unless another kernel of the same layer is live (one branch for each layer, not for each kernel).
+        computed unless another kernel of the same layer is blended (one branch for each layer, not for each kernel).
     """
     alpha = lax.stop_gradient(alpha)
 
@@ -62,10 +64,9 @@ def blend(
             output = jnp.where(sound, joined(blends[place], output, weight, made.astype(host.dtype)), output)
         return output
 
-    any_live = jnp.any(live)
-    made = lax.cond(any_live, grown, lambda host, *_: jnp.zeros_like(host), host, input, params)
+    made = lax.cond(jnp.any(blended), grown, lambda host, *_: jnp.zeros_like(host), host, input, params)
     # The select reads `host` where it lies: what follows sums in the order it has without kernels, to the last bit.
-    return jnp.where(any_live, made, host)
+    return jnp.where(jnp.any(live), made, host)
 
 
 def _run(
@@ -87,7 +88,9 @@ def _run(
         live: jax.Array, permanent: jax.Array, params: Any, host: jax.Array, input: jax.Array, key: Any
     ) -> tuple[jax.Array, jax.Array]:
         made = branch(params, host, input, key)
-        return made, is_sound(live, permanent, made)
+        sound = is_sound(live, permanent, made)
+        # The select is part of the function: under `vmap` what it gives is batched wherever its derivative is.
+        return jnp.where(sound, made, jnp.zeros_like(made)), sound
 
     @run.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -103,10 +106,10 @@ def _run(
             return jnp.where(sound, jnp.where(permanent, tangent, finite_cotangent(tangent)), 0)
 
         given: Any = (_map(own, tangents[2]), *_map(fed, tangents[3:5]))
-        return (made, sound), (derivative(*given), np.zeros(sound.shape, jax.dtypes.float0))
+        kept, change = (jnp.where(sound, of, jnp.zeros_like(of)) for of in (made, derivative(*given)))
+        return (kept, sound), (change, np.zeros(sound.shape, jax.dtypes.float0))
 
-    made, sound = run(live, permanent, params, host, input, key)
-    return jnp.where(sound, made, jnp.zeros_like(made)), sound
+    return run(live, permanent, params, host, input, key)
 
 
 def _map(change: Callable[[jax.Array], jax.Array], tangents: Any) -> Any:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from jaxtyping import Array, Bool
 
 from esper.errors import SeedError
 from esper.jax_backend.blend import Branch, blend
@@ -86,20 +87,25 @@ class MorphableModel(struct.PyTreeNode):
         """The KasminaLayers by name, in the order of the rows of `seeds`."""
         return Layers({site.name: self._layer(row, site.name) for row, site in enumerate(self.structure.sites)})
 
-    def shadow(self) -> MorphableModel:
+    def shadow(self, only: Bool[Array, "layers seeds"] | None = None) -> MorphableModel:
         """The model as its training seeds see it: those at alpha 1, all else frozen, no buffer moves.
 
         `loss(model) + loss(model.shadow())` trains the host exactly as if there were no seeds, and each
         TRAINING seed on the real loss with the seed on.
+
+        Args:
+            only: Which of the TRAINING seeds are on; None: all of them. Those that are off get no gradient.
         """
         training = self.seeds.training()
         kernels = {
             layer: {seed: _only(training[self.structure.row(layer), seed], tree) for seed, tree in held.items()}
             for layer, held in self.params["kernels"].items()
         }
+        # A seed that is off differs in alpha alone: which kernels are computed at all is one choice for all `only`.
+        weight = jnp.float32(1) if only is None else only.astype(jnp.float32)
         seeds = self.seeds.replace(
             lifecycle=jnp.where(training, jnp.uint8(SeedLifecycleState.ACTIVE), self.seeds.lifecycle),
-            alpha=jnp.where(training, jnp.float32(1), self.seeds.alpha),
+            alpha=jnp.where(training, weight, self.seeds.alpha),
         )
         params = {"host": lax.stop_gradient(self.params["host"]), "kernels": kernels}
         return self.replace(params=params, seeds=seeds, structure=replace(self.structure, shadow=True), taps={})
@@ -202,11 +208,11 @@ def _join(
     key: jax.Array | None,
 ) -> jax.Array:
     row, seeds = model.structure.row(kernels[0].layer), jnp.asarray([kernel.seed for kernel in kernels])
-    live, alpha = model.seeds.live()[row, seeds], model.seeds.alpha[row, seeds]
+    blended, live, alpha = (of[row, seeds] for of in (model.seeds.blended(), model.seeds.live(), model.seeds.alpha))
     permanent = model.seeds.lifecycle[row, seeds] == int(SeedLifecycleState.FOSSILIZED)
     params = [model.params["kernels"][kernel.layer][kernel.seed] for kernel in kernels]
-    branches = [_branch(kernel, train) for kernel in kernels]
-    return blend(host, input, branches, params, [kernel.blend for kernel in kernels], live, permanent, alpha, key)
+    branches, blends = [_branch(kernel, train) for kernel in kernels], [kernel.blend for kernel in kernels]
+    return blend(host, input, branches, params, blends, blended, live, permanent, alpha, key)
 
 
 def _branch(kernel: Kernel, train: bool) -> Branch:

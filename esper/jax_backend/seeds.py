@@ -63,12 +63,13 @@ class SeedState(struct.PyTreeNode):
         used = self.lifecycle != int(SeedLifecycleState.DORMANT)
         return self.replace(age=jnp.where(used, self.age + 1, self.age))
 
+    def blended(self) -> Bool[Array, "layers seeds"]:
+        """Which seeds are in a state that joins the kernel to the layer's output, at whatever alpha."""
+        return jnp.stack([self.lifecycle == int(state) for state in BLENDED]).any(0)
+
     def live(self) -> Bool[Array, "layers seeds"]:
         """Which seeds take part in the forward."""
-        blended = jnp.zeros(self.lifecycle.shape, bool)
-        for state in BLENDED:
-            blended |= self.lifecycle == int(state)
-        return blended & (self.alpha != 0)
+        return self.blended() & (self.alpha != 0)
 
     def training(self) -> Bool[Array, "layers seeds"]:
         """Which seeds train in isolation."""
