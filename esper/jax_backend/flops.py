@@ -1,14 +1,15 @@
 """Floating-point operations of a JAX function, counted on its jaxpr: nothing is compiled or run.
 
 A product of matrices or a convolution counts two for each multiply-add, whatever else computes counts one for
-each element it makes (a reduction: takes). Moving data counts nothing. A scan counts its body as often as it
-runs, a branch its dearest side, a `while` loop, whose length is data, its body once.
+each element it makes (a reduction: takes; a window: for each place; a scatter that adds: for each update). Moving
+data counts nothing. A scan counts its body as often as it runs, a branch its dearest side, a `while` loop, whose
+length is data, its body once. A branch on a mapped predicate is two sides and a select, and counts as both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,11 +19,11 @@ from jax.extend import core
 _FREE = frozenset({
     "broadcast_in_dim", "concatenate", "convert_element_type", "bitcast_convert_type", "copy", "copy_p", "device_put",
     "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "iota", "name", "optimization_barrier", "pad",
-    "random_seed", "random_unwrap", "random_wrap", "reshape", "rev", "scatter", "select_n", "slice", "split",
-    "squeeze", "stop_gradient", "transpose",
+    "random_seed", "random_unwrap", "random_wrap", "reduce_precision", "reshape", "rev", "scatter", "select_n",
+    "slice", "split", "squeeze", "stop_gradient", "transpose",
 })
 # fmt: on
-_REDUCES = ("reduce_", "argmax", "argmin", "cum", "sort")
+_REDUCES = ("reduce", "argmax", "argmin", "cum", "sort", "top_k")
 
 
 def flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -56,13 +57,22 @@ def _of(equation: Any) -> int:
             return params["length"] * _count(params["jaxpr"].jaxpr)
         case "cond":
             return max(_count(branch.jaxpr) for branch in params["branches"])
-    bodies = list(_bodies(params))
+    if name.startswith(("reduce_window", "select_and_")):
+        return math.prod(params["window_dimensions"]) * min(_sizes(equation.invars[:1] + equation.outvars))
+    if name.startswith("scatter") and name not in _FREE:
+        return _sizes(equation.invars[2:])[0]
+    # The body of a reduction is that of one element.
+    bodies = () if name == "reduce" else list(_bodies(params))
     if bodies:
         return sum(map(_count, bodies))
     if name in _FREE:
         return 0
     counted = equation.invars if name.startswith(_REDUCES) else equation.outvars
-    return sum(math.prod(value.aval.shape) for value in counted if hasattr(value.aval, "shape"))
+    return sum(_sizes(counted))
+
+
+def _sizes(values: Sequence[Any]) -> list[int]:
+    return [math.prod(value.aval.shape) for value in values if hasattr(value.aval, "shape")]
 
 
 def _dot(equation: Any) -> int:
@@ -74,7 +84,9 @@ def _dot(equation: Any) -> int:
 def _conv(equation: Any) -> int:
     weight, spec = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
     taps = math.prod(weight[axis] for axis in spec[1:])  # input features of a group, and the window
-    return 2 * math.prod(equation.outvars[0].aval.shape) * taps
+    # Of a dilated input, as in the gradient of a strided convolution, most taps meet a zero.
+    met = math.prod(equation.params["lhs_dilation"])
+    return 2 * math.prod(equation.outvars[0].aval.shape) * taps // met
 
 
 def _bodies(params: dict[str, Any]) -> Iterator[Any]:

@@ -9,9 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from esper.train.history import Record
+from esper.train.ledger import Ledger
 from esper.train.loop import Result, Score
 
 STORY = ("germinate", "grafting", "active", "fossilized", "culled", "error_recovery", "alpha", "hold")
+_PREFIXES = "kMGTPEZ"
 _DATA_ONLY = ("grafting", "active", "fossilized", "culled", "dormant", "error_recovery", "alpha")
 
 
@@ -94,6 +96,27 @@ def transitions_compiled(records: Iterable[Record]) -> int:
     return sum(record.compiles for record in records if record.event in _DATA_ONLY)
 
 
+def ledger_table(ledger: Ledger) -> Table:
+    """Where the work went, by phase."""
+    table = _table("Where the work went", "phase", "FLOPs", "share", "seconds", "steps", "times")
+    table.add_column("what it is", ratio=1)
+    for row in ledger.table():
+        spent = row.spent
+        amounts = _flops(spent.flops), f"{row.share:.1%}", f"{spent.seconds:.1f}", _counted(spent.steps)
+        table.add_row(row.phase, *amounts, _counted(spent.count), row.about)
+    table.add_section()
+    table.add_row("together", _flops(ledger.total_flops), "", f"{ledger.total_seconds:.1f}", "", "", "")
+    if ledger.stayed is not None:
+        lost = ledger.culled_flops
+        share = f"{lost / max(1, ledger.total_flops):.1%}"
+        table.add_row("of it, culled", _flops(lost), share, "", "", "", "training and use of kernels that did not stay")
+    sizes = [f"{parameters:,} from step {step}" for step, parameters in ledger.parameters]
+    table.caption = "FLOPs are counted on the programs, not measured."
+    if sizes:
+        table.caption += f" Parameters: {', '.join(sizes)}."
+    return table
+
+
 def figures_table(title: str, figures: Mapping[str, str]) -> Table:
     """Names and values."""
     table = Table(title=title, title_justify="left", show_header=False)
@@ -110,6 +133,20 @@ def summary(growth: Result, control: Result | None) -> RenderableType:
     if growth.model.structure.kernels:
         tables.insert(2, kernels_table(growth))
     return Group(*tables)
+
+
+def _flops(count: int) -> str:
+    """With a prefix of thousands.
+
+    >>> _flops(999), _flops(2000), _flops(999_950_000)
+    ('999', '2.00 k', '999.95 M')
+    """
+    power = min((len(str(count)) - 1) // 3, len(_PREFIXES))
+    return f"{count / 1000**power:.2f} {_PREFIXES[power - 1]}" if power else str(count)
+
+
+def _counted(count: int) -> str:
+    return f"{count:,}" if count else ""
 
 
 def _score(score: Score) -> tuple[str, ...]:
