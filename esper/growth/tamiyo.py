@@ -1,23 +1,52 @@
-"""Tamiyo, the built-in policy: grow at a plateau, keep what measurably helps on held-out data.
+"""Tamiyo, the built-in policy: when to grow, where, by what, and what stays.
 
-One kernel at a time: while one is TRAINING, GRAFTING or ACTIVE, nothing germinates. A kernel is kept only
-if its held-out gain exceeds `min_gain` by more than `z` standard errors, twice: after training in
-isolation, and again once it has been part of the network for a while.
+It reads from the top: judge what grows (`gates.py`); if nothing more may grow beside it, wait; else see whether it is
+time (`triggers.py`), choose a layer, and let one blueprint or a race of several germinate there, within budgets
+(`budgets.py`). Every decision says what was observed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from esper.configs import TamiyoSettings
-from esper.growth.policy import Action, Cull, Germinate, Hold, LayerView, Observation, Plan, SeedView, Transition
+from esper.growth import budgets
+from esper.growth.gates import evidence, judge
+from esper.growth.policy import (
+    GROWING,
+    Action,
+    Asks,
+    Cull,
+    Germinate,
+    Hold,
+    LayerView,
+    Observation,
+    Place,
+    Plan,
+    SeedView,
+    Transition,
+)
+from esper.growth.triggers import NAMES, triggered
 from esper.lifecycle import SeedLifecycleState as S
 
-_GROWING = (S.LOADING, S.TRAINING, S.GRAFTING, S.ACTIVE, S.ERROR_RECOVERY)
-_HELD = (*_GROWING, S.FOSSILIZED)
-_BUDGETS = {"parameters": "parameters", "flops": "floating-point operations", "bytes": "bytes"}
+
+@dataclass(frozen=True)
+class Culled:
+    """A kernel that did not stay.
+
+    Attributes:
+        place: Its seed.
+        blueprint: Its recipe.
+        until: Until which step the seed rests.
+        beaten: Whether it lost a race to another, so that it says nothing against the layer.
+    """
+
+    place: Place
+    blueprint: str
+    until: int
+    beaten: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,152 +56,199 @@ class Memory:
     Attributes:
         best: Lowest held-out loss since growth last changed something.
         stale: Evaluations since then without a loss below `best` by `min_delta`.
-        rest: For each cull, in order: the seed, and until which step it rests.
+        seen: Evaluations since growth last changed something.
+        culled: What did not stay, in order.
+        tended: Seeds that should be growing, and by which blueprint.
         held: The last reason given for not growing, so that it is given once.
     """
 
     best: float = math.inf
     stale: int = 0
-    rest: tuple[tuple[tuple[str, int], int], ...] = ()
+    seen: int = 0
+    culled: tuple[Culled, ...] = ()
+    tended: tuple[tuple[Place, str], ...] = ()
     held: str = ""
 
     def culls(self, layer: str) -> int:
-        """How many kernels of a layer were culled so far."""
-        return sum(name == layer for (name, _), _ in self.rest)
+        """How often a layer was left with nothing: a race that is lost by all counts once."""
+        return len({one.until for one in self.culled if one.place[0] == layer and not one.beaten})
+
+    def lost(self, layer: str, blueprint: str) -> int:
+        """How many kernels of a blueprint did not stay in a layer."""
+        return sum((one.place[0], one.blueprint) == (layer, blueprint) for one in self.culled)
+
+    def changed(self, loss: float) -> Memory:
+        """After a change the network is another one: the trigger starts anew."""
+        return replace(self, best=loss, stale=0, seen=0, held="")
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A layer that something could germinate in, its free seeds, and what it could grow by, the first choice first."""
+
+    layer: LayerView
+    free: tuple[SeedView, ...]
+    plans: tuple[Plan, ...]
 
 
 @dataclass(frozen=True)
 class Tamiyo:
-    """The plateau policy.
+    """The built-in policy.
 
     Attributes:
-        settings: Patience, durations, thresholds and budgets.
-        z: How many standard errors a gain must exceed `min_gain` by; 1.64 is one-sided 95 %.
+        settings: Trigger, durations, thresholds and budgets.
     """
 
     settings: TamiyoSettings
-    z: float = 1.64
 
     def start(self) -> Memory:
         """Nothing remembered."""
         return Memory()
 
+    def asks(self, observation: Observation, memory: Memory) -> Asks:
+        """The figures of what is to be judged now; scores if something may germinate and they decide where."""
+        if self.settings.policy == "none":
+            return Asks()
+        asks = evidence(observation, self.settings)
+        memory = self._without_lost(observation, memory)
+        if self.settings.where == "score" and not judge(observation, self.settings):
+            reason, memory = self._time(observation, memory)
+            spots, obstacle = self._spots(observation, memory) if reason else ([], "")
+            # Culls come before scores, so that only the layers with fewest are compared.
+            fewest = min((memory.culls(spot.layer.name) for spot in spots), default=0)
+            layers = [] if obstacle else [s.layer.name for s in spots if memory.culls(s.layer.name) == fewest]
+            asks = replace(asks, scores=tuple(layers) if len(layers) > 1 else ())
+        return asks
+
     def __call__(self, observation: Observation, memory: Memory) -> tuple[tuple[Action, ...], Memory]:
-        """Judges the kernel that is growing, or germinates one at a plateau."""
+        """Judges what grows, or germinates when it is time."""
         if self.settings.policy == "none":
             return (), memory
-        growing = [seed for seed in observation.seeds() if seed.state in _GROWING]
-        if growing:
-            actions = tuple(action for seed in growing for action in self._judge(seed))
-            return actions, self._after(actions, observation, memory)
-        memory = self._noticed(observation, memory)
-        return self._germinate(observation, memory) if memory.stale >= self.settings.patience else ((), memory)
+        memory = self._without_lost(observation, memory)
+        actions = judge(observation, self.settings)
+        if not actions:
+            reason, memory = self._time(observation, memory)
+            if reason:
+                actions, memory = self._germinate(observation, memory, reason)
+        return actions, self._after(actions, observation, memory)
 
-    def _noticed(self, observation: Observation, memory: Memory) -> Memory:
+    def _without_lost(self, observation: Observation, memory: Memory) -> Memory:
+        """Kernels that are gone though nobody here culled them count as culled.
+
+        Their initialiser found nothing worth having, or the run was rolled back.
+        """
+        gone = {seed.place for seed in observation.seeds() if seed.state in (S.DORMANT, S.CULLED)}
+        lost = [tended for tended in memory.tended if tended[0] in gone]
+        if not lost:
+            return memory
+        memory = replace(memory, tended=tuple(tended for tended in memory.tended if tended not in lost))
+        return self._rested(memory, lost, observation).changed(observation.losses[-1])
+
+    def _rested(
+        self, memory: Memory, gone: list[tuple[Place, str]], observation: Observation, won: Collection[str] = ()
+    ) -> Memory:
+        until = observation.step + self.settings.embargo_steps
+        new = (Culled(place, blueprint, until, place[0] in won) for place, blueprint in gone)
+        return replace(memory, culled=(*memory.culled, *new))
+
+    def _time(self, observation: Observation, memory: Memory) -> tuple[str, Memory]:
+        """Why it is time to grow, if it is, and what was noticed of the loss."""
+        if sum(bool(layer.growing) for layer in observation.layers) >= self.settings.grafts:
+            return "", memory
         loss = observation.losses[-1]
         if loss < memory.best - self.settings.min_delta:
-            return replace(memory, best=loss, stale=0, held="")
-        return replace(memory, stale=memory.stale + 1)
+            memory = replace(memory, best=loss, stale=0, seen=memory.seen + 1, held="")
+        else:
+            memory = replace(memory, stale=memory.stale + 1, seen=memory.seen + 1)
+        found = {"best": memory.best, "stale": memory.stale, "seen": memory.seen}
+        return triggered(observation, self.settings, **found), memory
 
     def _after(self, actions: tuple[Action, ...], observation: Observation, memory: Memory) -> Memory:
-        """After a verdict the network is another one: the plateau is sought anew."""
+        """What to remember of what was done."""
+        known = dict(memory.tended)
+        growing = {
+            seed.place: seed.blueprint or known.get(seed.place, "")
+            for seed in observation.seeds()
+            if seed.state in GROWING
+        }
+        verdicts = [a for a in actions if isinstance(a, Transition) and a.to in (S.FOSSILIZED, S.CULLED)]
+        culled = [(place, growing[place]) for a in verdicts if a.to is S.CULLED for place in [(a.layer, a.seed)]]
         for action in actions:
-            if isinstance(action, Transition) and action.to in (S.FOSSILIZED, S.CULLED):
-                memory = replace(memory, best=observation.losses[-1], stale=0, held="")
-                if action.to is S.CULLED:
-                    until = observation.step + self.settings.embargo_steps
-                    memory = replace(memory, rest=(*memory.rest, ((action.layer, action.seed), until)))
-        return memory
+            if isinstance(action, Germinate):
+                growing[action.layer, action.seed] = action.blueprint
+        for action in verdicts:
+            del growing[action.layer, action.seed]
+        won = {a.layer for a in actions if isinstance(a, Transition) and a.to is S.GRAFTING}
+        memory = replace(self._rested(memory, culled, observation, won), tended=tuple(growing.items()))
+        return memory.changed(observation.losses[-1]) if verdicts else memory
 
-    def _judge(self, seed: SeedView) -> Iterator[Action]:
-        settings = self.settings
-        if seed.state is S.ERROR_RECOVERY:
-            retried = seed.errors <= settings.max_retries
-            reason = (
-                f"the kernel gave something that is not finite, {seed.errors} times so far, {settings.max_retries} "
-            )
-            reason += "are forgiven"
-            yield Transition(seed.layer, seed.seed, S.TRAINING if retried else S.CULLED, reason)
-        elif seed.state is S.TRAINING and seed.since >= settings.train_steps:
-            yield self._verdict(seed, S.GRAFTING)
-        elif seed.state is S.GRAFTING and seed.since >= settings.blend_steps:
-            reason = f"alpha has risen to {seed.alpha:.2f} over {seed.since} steps"
-            yield Transition(seed.layer, seed.seed, S.ACTIVE, reason)
-        elif seed.state is S.ACTIVE and seed.since >= settings.hold_steps:
-            yield self._verdict(seed, S.FOSSILIZED)
-
-    def _verdict(self, seed: SeedView, reward: S) -> Action:
-        gain = seed.gain
-        if gain is None:
-            return Hold(f"layer {seed.layer!r}, seed {seed.seed}: its gain was not measured")
-        # A single batch has no standard error, and a kernel that diverged no gain: neither is evidence.
-        kept = gain.mean - self.z * gain.stderr > self.settings.min_gain
-        reason = (
-            f"after {seed.since} steps {seed.state.name}, held-out loss {gain.without:.4f} without it and "
-            f"{gain.having:.4f} with it: gain {gain} over {gain.batches} batches "
-            f"{'exceeds' if kept else 'does not exceed'} {self.settings.min_gain:g} by {self.z:g} standard errors"
-        )
-        return Transition(seed.layer, seed.seed, reward if kept else S.CULLED, reason)
-
-    def _germinate(self, observation: Observation, memory: Memory) -> tuple[tuple[Action, ...], Memory]:
-        places = list(self._places(observation, memory))
-        obstacle = self._obstacle(observation, places)
+    def _germinate(self, observation: Observation, memory: Memory, why: str) -> tuple[tuple[Action, ...], Memory]:
+        spots, obstacle = self._spots(observation, memory)
         if obstacle:
-            held = () if obstacle == memory.held else (Hold(obstacle),)
-            return held, replace(memory, held=obstacle)
-        layer, seed, plan = max(places, key=lambda place: (-memory.culls(place[0].name), place[0].pull))
+            obstacle = f"{NAMES[self.settings.trigger]}, but {obstacle}"
+            return () if obstacle == memory.held else (Hold(obstacle),), replace(memory, held=obstacle)
+        spot = max(spots, key=lambda spot: self._rank(spot.layer, memory))
         reason = (
-            f"held-out loss has not improved on {memory.best:.4f} by {self.settings.min_delta:g} in {memory.stale} "
-            f"evaluations; layers with a free seed: {len(places)}, of which this one comes first by culls so far "
-            f"({memory.culls(layer.name)}, fewest first), then by gradient norm ({layer.pull:.3f}, largest first)"
+            f"{why}; layers with a free seed: {len(spots)}, of which this one comes first by "
+            f"{self._figures(spot.layer, memory)}"
         )
+        if len(spot.plans) > 1:
+            reason += f"; a race of {', '.join(plan.blueprint for plan in spot.plans)}"
+        chosen = list(zip(spot.free, spot.plans, strict=False))
         actions = (
-            *_clearing(observation, seed),
-            Germinate(layer.name, seed.seed, plan.blueprint, plan.options, reason, plan.blend),
+            *clearing(observation, [seed for seed, _ in chosen]),
+            *(Germinate(*seed.place, plan.blueprint, plan.options, reason, plan.blend) for seed, plan in chosen),
         )
-        return actions, replace(memory, stale=0, held="")
+        return actions, replace(memory, stale=0, seen=0, held="")
 
-    def _places(self, observation: Observation, memory: Memory) -> Iterator[tuple[LayerView, SeedView, Plan]]:
-        """The first free seed of every layer that has one."""
-        rest = dict(memory.rest)
-        for layer in observation.layers:
-            for seed in layer.seeds:
-                rested = observation.step >= rest.get((layer.name, seed.seed), 0)
-                if layer.plan and (seed.state is S.DORMANT or (seed.state is S.CULLED and rested)):
-                    yield layer, seed, layer.plan
-                    break
+    def _rank(self, layer: LayerView, memory: Memory) -> tuple[float, ...]:
+        """The largest comes first; a layer without a score comes after those that have one."""
+        score = layer.score.gain if layer.score and not math.isnan(layer.score.gain) else -math.inf
+        return (-memory.culls(layer.name), score, layer.pull)
 
-    def _obstacle(self, observation: Observation, places: list[tuple[LayerView, SeedView, Plan]]) -> str:
-        """Why nothing may germinate; empty if something may. Too costly places are removed from `places`."""
+    def _figures(self, layer: LayerView, memory: Memory) -> str:
+        score = f", then by first-order gain ({layer.score}, largest first)" if layer.score else ""
+        culls = f"culls so far ({memory.culls(layer.name)}, fewest first)"
+        return f"{culls}{score}, then by gradient norm ({layer.pull:.3f}, largest first)"
+
+    def _spots(self, observation: Observation, memory: Memory) -> tuple[list[Spot], str]:
+        """Where something may germinate, or why nothing may."""
         settings = self.settings
-        held = [seed for seed in observation.seeds() if seed.state in _HELD]
-        if len(held) >= settings.max_kernels:
-            return f"a plateau, but the {settings.max_kernels} kernels allowed are there"
-        left, needed = observation.total_steps - observation.step, self._lifetime(observation.every)
+        if budgets.held(observation) >= settings.max_kernels:
+            return [], f"the {settings.max_kernels} kernels allowed are there"
+        if observation.step > settings.stop_fraction * observation.total_steps:
+            return [], f"{settings.stop_fraction:.0%} of the run are over, after which nothing germinates"
+        left, needed = observation.total_steps - observation.step, budgets.lifetime(settings, observation.every)
         if left < needed:
-            return f"a plateau, but a kernel takes {needed} steps to be judged and fewer are left"
-        if not places:
-            return "a plateau, but no layer has a free seed"
-        for name, unit in _BUDGETS.items():
-            limit = getattr(settings, f"max_{name}")
-            if limit is None:
-                continue
-            room = limit - sum(getattr(seed, name) for seed in held)
-            places[:] = [place for place in places if getattr(place[2], name) <= room]
-            if not places:
-                return f"a plateau, but no kernel fits into the {max(room, 0)} {unit} left"
-        return ""
+            return [], f"a kernel takes {needed} steps to be judged and fewer are left"
+        spots = list(self._free(observation, memory))
+        if not spots:
+            return [], "no layer has a free seed"
+        room = budgets.rooms(observation, settings)
+        spots = [replace(s, plans=budgets.affordable(s.plans, room, min(settings.race, len(s.free)))) for s in spots]
+        fitting = [spot for spot in spots if spot.plans]
+        left_over = ", ".join(f"{max(size, 0)} {budgets.UNITS[name]}" for name, size in room.items() if size < math.inf)
+        return fitting, "" if fitting else f"no kernel fits into the {left_over} left"
 
-    def _lifetime(self, every: int) -> int:
-        """Steps from germination to the last verdict, each stage ending at an evaluation."""
-        stages = (self.settings.train_steps, self.settings.blend_steps, self.settings.hold_steps)
-        return sum(math.ceil(stage / every) * every for stage in stages)
+    def _free(self, observation: Observation, memory: Memory) -> Iterator[Spot]:
+        """Layers in which nothing grows, with the seeds that are free; blueprints that were culled there come last."""
+        rests = {one.place: one.until for one in memory.culled}
+        for layer in observation.layers:
+            free = tuple(
+                seed
+                for seed in layer.seeds
+                if seed.state in (S.DORMANT, S.CULLED) and observation.step >= rests.get(seed.place, 0)
+            )
+            if free and layer.plans and not layer.growing:
+                ranked = sorted(layer.plans, key=lambda plan: memory.lost(layer.name, plan.blueprint))
+                yield Spot(layer, free, tuple(ranked))
 
 
-def _clearing(observation: Observation, chosen: SeedView) -> Iterator[Action]:
+def clearing(observation: Observation, chosen: list[SeedView]) -> Iterator[Action]:
     """What a germination, which compiles anyway, takes along: the arrays of culled kernels go."""
     for seed in observation.seeds():
         if seed.state is S.CULLED and seed.parameters:
             yield Cull(seed.layer, seed.seed, "its arrays go with the compile that a germination means anyway")
-    if chosen.state is S.CULLED:
-        yield Transition(chosen.layer, chosen.seed, S.DORMANT, "its rest is over")
+    for seed in chosen:
+        if seed.state is S.CULLED:
+            yield Transition(seed.layer, seed.seed, S.DORMANT, "its rest is over")
