@@ -1,8 +1,9 @@
 """esper: run, train and grow PyTorch models on XLA, and get PyTorch back.
 
 `wrap` turns a `torch.nn.Module` into an immutable JAX pytree, `germinate`, `transition`, `set_alpha` and
-`cull` make it grow, `unwrap` gives a `torch.nn.Module` back. Importing esper imports neither torch nor
-jax: each name is loaded when it is first used.
+`cull` make it grow, `unload_kernel` and `load_kernel` move what has grown, `unwrap` gives a
+`torch.nn.Module` back. Importing esper imports neither torch nor jax: each name is loaded when it is first
+used.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esper.api import unwrap, wrap
     from esper.configs import EsperConfig
+    from esper.growth.loading import load_kernel, unload_kernel
     from esper.growth.verbs import cull, germinate, set_alpha, transition
     from esper.jax_backend.layers import KasminaLayer
     from esper.jax_backend.model import MorphableModel
@@ -29,9 +31,11 @@ __all__ = [
     "__version__",
     "cull",
     "germinate",
+    "load_kernel",
     "lowers",
     "set_alpha",
     "transition",
+    "unload_kernel",
     "unwrap",
     "wrap",
 ]
@@ -43,9 +47,11 @@ _PLACES = {
     "SeedLifecycleState": "esper.lifecycle",
     "cull": "esper.growth.verbs",
     "germinate": "esper.growth.verbs",
+    "load_kernel": "esper.growth.loading",
     "lowers": "esper.jax_backend.registry",
     "set_alpha": "esper.growth.verbs",
     "transition": "esper.growth.verbs",
+    "unload_kernel": "esper.growth.loading",
     "unwrap": "esper.api",
     "wrap": "esper.api",
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esper.errors import ArgumentError, ParityError, WrapError
+from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.interchange import adopt, constants, wide
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import is_lowered
@@ -44,7 +45,7 @@ def wrap(
         target_layers: The layers that can grow: types (subclasses match), names, globs, predicates of
             (name, module), or a mixture. None: every linear and convolution layer. []: none.
         seeds_per_layer: Growth slots of each of them, >= 0.
-        cache_size_mb: Budget for trained kernels that are kept on the device, in MiB, >= 0.
+        cache_size_mb: Budget for trained kernels that are kept on the device, in MiB, >= 0; 0 keeps none.
         example_inputs: A tuple of arguments, a dict of keyword arguments, or one tensor: traces now, and
             reports everything that cannot be lowered now.
 
@@ -83,7 +84,7 @@ def wrap(
             source=source,
             sites=tuple(describe(name, layer) for name, layer in layers.items()),
             seeds_per_layer=seeds_per_layer,
-            cache_size_mb=cache_size_mb,
+            cache=KernelCache(cache_size_mb << 20),
         ),
     )
     if example_inputs is not None:

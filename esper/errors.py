@@ -80,6 +80,10 @@ class IllegalTransitionError(SeedError):
         super().__init__(f"{where}a seed cannot go from {source} to {target}; from {source} it can go to: {moves}")
 
 
+class ArtifactError(SeedError):
+    """A stored kernel that is not there, does not fit, or is not what its digest names."""
+
+
 class OptimizerStateError(EsperError, TypeError):
     """An optimiser state that cannot be migrated without more information."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,14 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from esper.errors import SeedError
+from esper.jax_backend.artifact import KernelArtifact
 from esper.jax_backend.blend import Branch, blend
 from esper.jax_backend.call import assemble, is_array, prepare
 from esper.jax_backend.evaluate import check_key, evaluate
 from esper.jax_backend.interchange import constants
 from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.layers import KasminaLayer, Layers
+from esper.jax_backend.loading import loaded, unloaded
 from esper.jax_backend.registry import check_lowered
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.source import Kernel, Structure
@@ -110,8 +112,36 @@ class MorphableModel(struct.PyTreeNode):
         params = {"host": lax.stop_gradient(self.params["host"]), "kernels": kernels}
         return self.replace(params=params, seeds=seeds, structure=replace(self.structure, shadow=True), taps={})
 
+    def load_kernel(self, layer: str, seed: int, artifact: KernelArtifact | str) -> MorphableModel:
+        """The model with a trained kernel in a dormant seed, which starts GRAFTING at alpha 0.
+
+        `esper.load_kernel` is the same with an optimiser state.
+
+        Args:
+            layer: Name of a KasminaLayer like the one that the kernel was trained beside.
+            seed: Which of its seeds.
+            artifact: The kernel, which the cache keeps if it has room; or the digest of one that is there.
+
+        Raises:
+            IllegalTransitionError: The seed is neither DORMANT nor LOADING.
+            ArtifactError: The artifact is not in the cache, or does not fit the layer; the message says why.
+        """
+        return loaded(self, layer, seed, artifact)
+
+    def unload_kernel(self, layer: str, seed: int) -> MorphableModel:
+        """The model without a seed's kernel, which the cache keeps; the seed is CULLED.
+
+        `esper.unload_kernel` also returns the kernel, and takes an optimiser state.
+
+        Raises:
+            IllegalTransitionError: The seed's state cannot become CULLED.
+            ArtifactError: The cache has no room for the kernel, which would be lost.
+            SeedError: The seed holds no kernel.
+        """
+        return unloaded(self, layer, seed, keep=True)[0]
+
     def stats(self) -> dict[str, Any]:
-        """Counts: parameters, buffers, bytes, layers, kernels, seeds by state, captured Programs."""
+        """Counts: parameters, buffers, bytes, layers, kernels, seeds by state, captured Programs, cached kernels."""
         states = [SeedLifecycleState(int(state)).name for state in self.seeds.lifecycle.ravel()]
         return {
             "host_parameters": _count(self.params["host"]),
@@ -124,7 +154,8 @@ class MorphableModel(struct.PyTreeNode):
             "seeds": {state: states.count(state) for state in sorted(set(states))},
             "programs": len(self.structure.source.programs),
             "traces": self.structure.source.traces,
-            "cache_size_mb": self.structure.cache_size_mb,
+            "cache_size_mb": self.structure.cache.budget >> 20,
+            "kernel_cache": asdict(self.structure.cache.statistics()),
         }
 
     def __repr__(self) -> str:

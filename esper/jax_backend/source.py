@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from esper.jax_backend.cache import KernelCache
 from esper.program import LayerSite, Program, Signature, TensorType
 
 GRAFT = "esper.graft.default"
@@ -56,6 +57,11 @@ class ModuleSource(Protocol):
     @property
     def programs(self) -> tuple[Program, ...]:
         """Every Program captured so far."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """The module's parts and their settings, as text: equal for modules that were built alike."""
         ...
 
     def program(self, signature: Signature) -> Program:
@@ -111,15 +117,16 @@ class Structure:
         sites: The layers that can hold seeds, in order.
         kernels: The kernels there are, ordered by layer and seed.
         seeds_per_layer: Seeds of each layer.
-        cache_size_mb: Budget for trained kernels kept on the device.
+        cache: Trained kernels kept on the device, by content; one for a wrapped model and all that it becomes. It
+            changes how soon a kernel is found and never what is computed, so it takes no part in equality.
         shadow: Whether this is the isolation pass, which moves no buffers.
     """
 
     source: ModuleSource
     sites: tuple[LayerSite, ...]
+    cache: KernelCache = field(repr=False)
     kernels: tuple[Kernel, ...] = ()
     seeds_per_layer: int = 4
-    cache_size_mb: int = 128
     shadow: bool = False
 
     def row(self, layer: str) -> int:
@@ -133,7 +140,8 @@ class Structure:
         return replace(site, input=shapes[0], output=shapes[1]) if shapes else site
 
     def __eq__(self, other: object) -> bool:
-        # The source is its module's identity: two wraps are two structures, whatever they hold.
+        # The source is its module's identity: two wraps are two structures, whatever they hold. The cache is one's own
+        # too, and no part of what is computed.
         return (
             isinstance(other, Structure)
             and self.source is other.source

@@ -115,6 +115,11 @@ class TorchSource:
         return program
 
     @property
+    def description(self) -> str:
+        """The module's parts and their settings, as torch prints them."""
+        return repr(self.module)
+
+    @property
     def narrowed(self) -> bool:
         """Whether 64-bit floats of the module are carried in 32 bits."""
         return bool(self._narrowed_from)

@@ -1,0 +1,146 @@
+"""Kernels that arrive trained, and kernels taken out of their seeds: between a model and its cache of artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from esper.blending import BLENDS
+from esper.errors import ArtifactError
+from esper.jax_backend.artifact import KernelArtifact, artifact_of
+from esper.jax_backend.cache import KernelCache
+from esper.jax_backend.slots import check_called, check_free, place, seated, vacated
+from esper.jax_backend.source import Kernel, Sprout, Structure
+from esper.lifecycle import SeedLifecycleState
+from esper.program import LayerSite
+
+if TYPE_CHECKING:  # the model's methods are made of these functions
+    from esper.jax_backend.model import MorphableModel
+
+
+def loaded(model: MorphableModel, layer: str, seed: int, artifact: KernelArtifact | str) -> MorphableModel:
+    """The model with a trained kernel in a dormant seed, which starts GRAFTING at alpha 0.
+
+    The kernel's arrays in the model are copies: a step that donates the model's arrays leaves the cache whole.
+
+    Raises:
+        UnknownLayerError: No such layer.
+        UnknownBlueprintError: The artifact's recipe is not known, or not for this kind of layer.
+        IllegalTransitionError: The seed is neither DORMANT nor LOADING.
+        ArtifactError: The artifact is not in the cache, or does not fit the layer; the message says why.
+        SeedError: There is no such seed, the model never calls the layer, or the recipe does not fit it.
+    """
+    check_free(model, layer, seed)
+    check_called(model.structure, layer)
+    found = _found(model.structure.cache, artifact, place(layer, seed))
+    kernel = _built(model.structure, layer, seed, found)
+    model.structure.cache.put(found)
+    arrays = {name: jnp.copy(array) for name, array in found.params.items()}
+    return seated(model, kernel, arrays, SeedLifecycleState.GRAFTING, found.kernel_id)
+
+
+def unloaded(
+    model: MorphableModel, layer: str, seed: int, *, keep: bool = False
+) -> tuple[MorphableModel, KernelArtifact]:
+    """The model without a seed's kernel, the seed CULLED; and the kernel, which the cache keeps if it has room.
+
+    Args:
+        model: The model.
+        layer: Name of a KasminaLayer.
+        seed: Which of its seeds.
+        keep: Whether the cache must have room.
+
+    Raises:
+        UnknownLayerError: No such layer.
+        IllegalTransitionError: The seed's state cannot become CULLED.
+        SeedError: There is no such seed, or it holds no kernel.
+        ArtifactError: The cache must keep the kernel, and its budget is too small.
+    """
+    emptied, artifact = vacated(model, layer, seed), artifact_of(model, layer=layer, seed=seed)
+    cache = model.structure.cache
+    if keep and not cache.has_room_for(artifact):
+        raise ArtifactError(
+            f"{place(layer, seed)}: its kernel takes {artifact.nbytes} bytes, and the model's cache keeps at most "
+            f"{cache.budget}; wrap with a larger cache_size_mb, or use esper.unload_kernel, which returns the kernel"
+        )
+    cache.put(artifact)
+    return emptied, artifact
+
+
+def _found(cache: KernelCache, artifact: KernelArtifact | str, where: str) -> KernelArtifact:
+    """The artifact from the cache; if it is not there, itself."""
+    if not isinstance(artifact, str | KernelArtifact):
+        raise ArtifactError(f"{where}: a {type(artifact).__name__} is neither a KernelArtifact nor the digest of one")
+    known = cache.get(artifact if isinstance(artifact, str) else artifact.digest)
+    if known is not None:
+        return known
+    if isinstance(artifact, str):
+        held = ", ".join(cache.digests()) or "nothing"
+        raise ArtifactError(
+            f"{where}: {artifact} is not in the model's cache, which holds {held}; it was never put there, has left to "
+            "make room, or its arrays were donated. Give the KernelArtifact itself"
+        )
+    if not artifact.alive:
+        raise ArtifactError(f"{where}: the arrays of {artifact.digest} were deleted by a step they were donated to")
+    return artifact
+
+
+def _built(structure: Structure, layer: str, seed: int, artifact: KernelArtifact) -> Kernel:
+    """The kernel that the artifact's parameters are for, built anew beside this layer."""
+    site, where = structure.site(layer), place(layer, seed)
+    _refuse(where, artifact, list(_other_layer(site, artifact)))
+    if artifact.blend not in BLENDS:
+        _refuse(where, artifact, [f"there is no blend {artifact.blend!r}, there are: {', '.join(BLENDS)}"])
+    # The drawn parameters are not used, so any entropy will do.
+    sprout = structure.source.sprout(artifact.blueprint, site, dict(artifact.options), 0, artifact.blend)
+    _refuse(where, artifact, [*_other_parameters(sprout, artifact), *_other_recipe(sprout, artifact)])
+    return Kernel(
+        layer, seed, artifact.blueprint, sprout.options, site, sprout.placement, artifact.blend, sprout.source
+    )
+
+
+def _other_layer(site: LayerSite, artifact: KernelArtifact) -> Iterator[str]:
+    """What keeps the layer from being one that the kernel was built for."""
+    if site.kind != artifact.kind:
+        yield f"it was built for a {artifact.kind}, and the layer is a {site.kind}"
+        return
+    there, here = dict(artifact.attributes), dict(site.attributes)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            yield f"it was built for {name} {there.get(name)}, and the layer has {here.get(name)}"
+    if site.dtype != artifact.dtype:
+        yield f"it was built for {artifact.dtype}, and the layer has {site.dtype}"
+
+
+def _other_parameters(sprout: Sprout, artifact: KernelArtifact) -> Iterator[str]:
+    """Where the artifact's parameters are not those that the recipe draws here."""
+    for name in sorted(sprout.params.keys() | artifact.params.keys()):
+        if name not in artifact.params:
+            yield f"the recipe has a parameter {name} here, and it has none"
+        elif name not in sprout.params:
+            yield f"it has a parameter {name}, and the recipe has none here"
+        else:
+            drawn, given = sprout.source.exportable(sprout.params[name], name), artifact.params[name]
+            if (drawn.shape, drawn.dtype) != (given.shape, given.dtype):
+                yield (
+                    f"its {name} is {given.dtype}{list(given.shape)}, and the recipe's here is "
+                    f"{drawn.dtype}{list(drawn.shape)}"
+                )
+
+
+def _other_recipe(sprout: Sprout, artifact: KernelArtifact) -> Iterator[str]:
+    """Where the recipe is no longer, or not here, what the artifact was made by."""
+    if sprout.placement != artifact.placement:
+        yield f"it was {artifact.placement}, and the recipe is {sprout.placement}"
+    if sprout.source.description != artifact.module:
+        yield f"the recipe built {artifact.module} then, and {sprout.source.description} here"
+
+
+def _refuse(where: str, artifact: KernelArtifact, reasons: list[str]) -> None:
+    if reasons:
+        raise ArtifactError(
+            f"{where}: the kernel {artifact.blueprint!r} ({artifact.digest[:19]}...) does not fit: "
+            f"{'; '.join(reasons)}. Load it beside a layer like the one it was taken from, or germinate one here"
+        )
