@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from esper.api import unwrap, wrap
     from esper.configs import EsperConfig
     from esper.growth.loading import load_kernel, unload_kernel
+    from esper.growth.reserve import compact, reserve
     from esper.growth.verbs import cull, germinate, set_alpha, transition
     from esper.jax_backend.layers import KasminaLayer
     from esper.jax_backend.model import MorphableModel
     from esper.jax_backend.registry import lowers
     from esper.lifecycle import SeedLifecycleState
+    from esper.train.fit import fit
 
 __version__ = "0.2.0"
 API_VERSION = "v1"
@@ -29,10 +31,13 @@ __all__ = [
     "MorphableModel",
     "SeedLifecycleState",
     "__version__",
+    "compact",
     "cull",
+    "fit",
     "germinate",
     "load_kernel",
     "lowers",
+    "reserve",
     "set_alpha",
     "transition",
     "unload_kernel",
@@ -45,10 +50,13 @@ _PLACES = {
     "KasminaLayer": "esper.jax_backend.layers",
     "MorphableModel": "esper.jax_backend.model",
     "SeedLifecycleState": "esper.lifecycle",
+    "compact": "esper.growth.reserve",
     "cull": "esper.growth.verbs",
+    "fit": "esper.train.fit",
     "germinate": "esper.growth.verbs",
     "load_kernel": "esper.growth.loading",
     "lowers": "esper.jax_backend.registry",
+    "reserve": "esper.growth.reserve",
     "set_alpha": "esper.growth.verbs",
     "transition": "esper.growth.verbs",
     "unload_kernel": "esper.growth.loading",

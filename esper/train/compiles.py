@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,22 +34,19 @@ class Compiles:
 
 @dataclass
 class CompileCounter:
-    """Counts from one `take` to the next."""
+    """Counts, for each thread by itself, from one `take` to the next."""
 
-    _programs: list[str] = field(default_factory=list)
-    _seconds: list[float] = field(default_factory=list)
+    _heard: dict[int, list[tuple[str, float]]] = field(default_factory=dict)
 
-    def take(self) -> Compiles:
-        """The compiles since the last call."""
-        taken = Compiles(tuple(self._programs), sum(self._seconds))
-        self._programs.clear()
-        self._seconds.clear()
-        return taken
+    def take(self, thread: int | None = None) -> Compiles:
+        """The compiles since the last call, in the thread of that identity; None: in this one."""
+        heard = self._heard.pop(threading.get_ident() if thread is None else thread, [])
+        return Compiles(tuple(name for name, _ in heard), sum(seconds for _, seconds in heard))
 
     def _hear(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == _EVENT:
-            self._programs.append(str(kwargs.get("fun_name", "?")))
-            self._seconds.append(duration_secs)
+            heard = self._heard.setdefault(threading.get_ident(), [])
+            heard.append((str(kwargs.get("fun_name", "?")), duration_secs))
 
 
 @contextmanager

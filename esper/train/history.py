@@ -11,6 +11,9 @@ from typing import Any
 
 from esper.errors import ArgumentError
 
+Figures = dict[str, float | int | str]
+"""Measurements, by name."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -18,13 +21,14 @@ class Record:
 
     Attributes:
         step: Training steps done when it happened.
-        event: "start", "evaluate", "score", "germinate", "grafting", "active", "fossilized", "culled",
-            "dormant", "remove", "alpha", "hold" or "end".
+        event: "start", "resume", "evaluate", "score", "prepare" (a change of structure is decided and being compiled),
+            "germinate", "training", "grafting", "active", "fossilized", "culled", "error_recovery", "dormant",
+            "remove", "alpha", "hold", "shape" (batches of another shape), "watch", "rollback", "give_up" or "end".
         reason: Why, in a sentence with the figures that were observed; for evaluations empty.
         layer: The layer it happened to, if it was one.
         seed: Which of its seeds.
         figures: Measurements, by name.
-        compiles: XLA compiles it caused, up to and including the next evaluation.
+        compiles: XLA compiles it caused; those of a germination are made in the background, before it.
         programs: Names of what was compiled.
         compile_seconds: Time that took.
         run: "growth" or "control".
@@ -35,7 +39,7 @@ class Record:
     reason: str = ""
     layer: str | None = None
     seed: int | None = None
-    figures: dict[str, float | int | str] = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
     compiles: int = 0
     programs: tuple[str, ...] = ()
     compile_seconds: float = 0.0

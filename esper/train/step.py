@@ -1,7 +1,8 @@
-"""The compiled pieces of training: one optimiser step, and the held-out evaluation."""
+"""The compiled pieces of training: one optimiser step, the held-out evaluation, a copy to go back to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -10,15 +11,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from esper.configs import TrainingSettings
+from esper.errors import ArgumentError
 from esper.growth.isolation import isolated_loss
+from esper.growth.kernel_states import GrowthOptState, Optimizer
 from esper.growth.optimizer import per_kernel
 from esper.growth.recovery import recovered
 from esper.growth.schedule import Schedule, linear, ramped
 from esper.jax_backend.model import MorphableModel
-from esper.train.data import Split
+from esper.train.governor import finite, spread
+from esper.train.objective import Objective
+
+Metric = tuple[str, Callable[[Any, Any], jax.Array]]
+"""A name, and a function of (outputs, batch) whose mean is reported."""
 
 
 @struct.dataclass
@@ -28,6 +34,7 @@ class TrainState:
     Attributes:
         model: The model.
         opt_state: The optimiser's state.
+        key: Of the whole run; each step folds its number into it.
         step: Steps done.
         loss: Sum of the training losses since the last evaluation.
         pull: Sum of each layer's squared gradient norm since then.
@@ -35,6 +42,7 @@ class TrainState:
 
     model: MorphableModel
     opt_state: Any
+    key: jax.Array
     step: Int32[Array, ""]
     loss: Float32[Array, ""]
     pull: Float32[Array, " layers"]
@@ -49,78 +57,71 @@ class Learner:
     """How to learn, static: equal learners share compiled steps.
 
     Attributes:
-        tx: The optimiser.
+        objective: What is minimised.
+        tx: The optimiser, one of `per_kernel`.
         blend_steps: Steps over which alpha rises while GRAFTING.
         rise: The alpha schedule.
+        race: How many TRAINING kernels train each alone; 1: all of them together.
     """
 
+    objective: Objective
     tx: optax.GradientTransformation
     blend_steps: int
     rise: Schedule = linear
+    race: int = 1
 
-    def begin(self, model: MorphableModel) -> TrainState:
-        """The state before the first step; arrays of the model are copied, since steps consume theirs."""
-        own = jax.tree.map(jnp.copy, model)
+    def begin(self, model: MorphableModel, key: jax.Array, opt_state: Any = None) -> TrainState:
+        """The state before the first step; arrays are copied, since steps consume theirs."""
+        own, held, own_key = copied((model, opt_state, key))
         layers = len(model.structure.sites)
-        zero = jnp.zeros((), jnp.float32)
-        return TrainState(own, self.tx.init(own.params), jnp.zeros((), jnp.int32), zero, jnp.zeros(layers, jnp.float32))
+        return TrainState(
+            own,
+            self.tx.init(own.params) if held is None else held,
+            own_key,
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.float32),
+            jnp.zeros(layers, jnp.float32),
+        )
 
-
-def learner(
-    settings: TrainingSettings, *, kernel_warmup_steps: int, blend_steps: int, rise: Schedule = linear
-) -> Learner:
-    """The learner that the settings describe."""
-    kind, momentum = settings.optimizer, settings.momentum
-    tx = _optimizer(kind, settings.learning_rate, settings.weight_decay, momentum, kernel_warmup_steps)
-    return Learner(tx, blend_steps, rise)
+    def resumed(self, state: TrainState) -> TrainState:
+        """A state to go on from, copied likewise."""
+        return copied(state)
 
 
 @lru_cache(maxsize=32)
-def _optimizer(
-    kind: str, learning_rate: float, weight_decay: float, momentum: float, warmup_steps: int
-) -> optax.GradientTransformation:
-    # Cached so that equal settings are the same optimiser object, hence the same compiled step.
-    decay = optax.add_decayed_weights(weight_decay)
-    if kind == "adamw":
-        tx = optax.adamw(learning_rate, weight_decay=weight_decay)
-    elif kind == "adam":
-        tx = optax.chain(decay, optax.adam(learning_rate))
-    else:
-        tx = optax.chain(decay, optax.sgd(learning_rate, momentum=momentum))
+def with_kernels(tx: Optimizer, warmup_steps: int) -> optax.GradientTransformation:
+    """`per_kernel(tx)`; cached, so that equal arguments are the same object, hence the same compiled step.
+
+    An optimiser that is one of `per_kernel` already stays as it is.
+    """
+    if isinstance(tx, optax.GradientTransformation) and isinstance(_state_of(tx), GrowthOptState):
+        return tx
     return per_kernel(tx, warmup_steps=warmup_steps)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def batch_table(key: jax.Array, examples: int, batch_size: int, steps: int) -> Int[Array, "steps batch"]:
-    """Which examples each step sees: epochs without replacement, one after the other."""
-    epochs = -(-steps * batch_size // examples)
-    orders = jax.vmap(lambda epoch_key: jax.random.permutation(epoch_key, examples))(jax.random.split(key, epochs))
-    return orders.ravel()[: steps * batch_size].reshape(steps, batch_size)
+def _state_of(tx: optax.GradientTransformation) -> Any:
+    try:
+        return jax.eval_shape(tx.init, {"host": {}, "kernels": {}})
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return None  # it asks more of parameters than that they are a tree, so it is no `per_kernel`
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_step(
-    learner: Learner, state: TrainState, table: Int[Array, "steps batch"], data: Split, key: jax.Array
-) -> TrainState:
+def train_step(learner: Learner, state: TrainState, batch: Any) -> TrainState:
     """One step: the host on its loss, TRAINING kernels on theirs, alpha along its schedule, failing kernels set aside.
 
     Args:
         learner: How to learn.
         state: Consumed: its memory is used for the new one.
-        table: Which examples each step sees.
-        data: All training examples.
-        key: Of the whole run; the step folds its number into it.
+        batch: A pytree of arrays.
     """
-    rows = table[state.step]
-    inputs, labels = data.inputs[rows], data.labels[rows]
-    step_key = jax.random.fold_in(key, state.step)
+    step_key = jax.random.fold_in(state.key, state.step)
 
     def loss(model: MorphableModel) -> tuple[jax.Array, MorphableModel]:
-        logits, moved = model.apply(inputs, train=True, key=step_key)
-        return cross_entropy(logits, labels).mean(), moved
+        return learner.objective.training(model, batch, step_key)
 
     def objective(params: dict[str, Any]) -> tuple[jax.Array, MorphableModel]:
-        return isolated_loss(loss, state.model.replace(params=params))
+        return isolated_loss(loss, state.model.replace(params=params), race=learner.race)
 
     (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(state.model.params)
     moved, grads = recovered(moved, grads)
@@ -136,31 +137,46 @@ def train_step(
     )
 
 
-@jax.jit
-def evaluate(model: MorphableModel, batches: Split) -> tuple[Float[Array, " batches"], Float[Array, " batches"]]:
-    """Mean loss and accuracy of each batch of a stacked split, in evaluation mode."""
+@struct.dataclass
+class Measured:
+    """What an evaluation measures, in evaluation mode.
 
-    def on_batch(batch: Split) -> tuple[jax.Array, jax.Array]:
-        logits = model(batch.inputs)
-        return cross_entropy(logits, batch.labels).mean(), (logits.argmax(-1) == batch.labels).mean()
-
-    return jax.lax.map(on_batch, batches)
-
-
-def credit_loss(model: MorphableModel, batch: Split) -> jax.Array:
-    """Mean loss of one held-out batch in training mode; nothing moves, and what is drawn is drawn alike.
-
-    The running averages of a normalisation belong to the network as it has been running. A comparison with
-    and without a kernel that used them would favour whichever arm that was, so each arm normalises by its
-    own batch. For models without normalisation or dropout this is the loss in evaluation mode.
+    Attributes:
+        losses: Mean loss of each batch.
+        metrics: Mean of each metric, by name, for each batch.
+        spread: How much the outputs differ from example to example.
+        finite: Whether the losses and everything in the model that is alive are finite.
     """
-    logits = model(batch.inputs, train=True, key=jax.random.key(0))
-    return cross_entropy(logits, batch.labels).mean()
+
+    losses: Float[Array, " batches"]
+    metrics: dict[str, Float[Array, " batches"]]
+    spread: Float[Array, ""]
+    finite: Bool[Array, ""]
 
 
-def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """Loss of each example."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+@partial(jax.jit, static_argnums=(0, 1))
+def evaluate(objective: Objective, metrics: tuple[Metric, ...], model: MorphableModel, batches: Any) -> Measured:
+    """Loss, metrics and vital signs on held-out batches.
+
+    Args:
+        objective: What the loss is.
+        metrics: What else is measured.
+        model: The model.
+        batches: A pytree of arrays with leading axes [batches, examples].
+    """
+
+    def on_batch(batch: Any) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        loss, outputs = objective.evaluation(model, batch)
+        return loss, {name: jnp.mean(metric(outputs, batch)) for name, metric in metrics}, spread(outputs)
+
+    losses, found, spreads = jax.lax.map(on_batch, batches)
+    return Measured(losses, found, spreads.mean(), finite(model) & jnp.isfinite(losses).all())
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """The arrays in memory of their own, to go back to, or for another thread to work on."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def pulls(model: MorphableModel, grads: dict[str, jax.Array]) -> Float32[Array, " layers"]:
@@ -170,3 +186,13 @@ def pulls(model: MorphableModel, grads: dict[str, jax.Array]) -> Float32[Array, 
         own = [grad for name, grad in grads.items() if name.rpartition(".")[0] == site.name]
         found.append(sum((jnp.sum(jnp.abs(grad) ** 2) for grad in own), start=jnp.zeros(())))
     return jnp.stack(found).astype(jnp.float32) if found else jnp.zeros(0, jnp.float32)
+
+
+def check_logits(model: MorphableModel, inputs: Any, classes: int) -> None:
+    """Raises ArgumentError unless the model gives logits for these classes."""
+    logits = jax.eval_shape(lambda m, x: m(x), model, inputs)
+    if getattr(logits, "shape", None) != (len(inputs), classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ArgumentError(
+            f"the model is to give logits, shape [batch, {classes}]; for inputs of shape {inputs.shape} "
+            f"it gives {logits}"
+        )

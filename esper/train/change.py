@@ -1,0 +1,156 @@
+"""A change of structure: prepared in a thread of its own while training goes on, made at a step boundary.
+
+The thread works on a copy of the training state. It builds the new kernels, takes the copy through the whole change,
+and compiles what the new structure will run, so that making the change later compiles nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import numpy as np
+
+from esper.growth.birth import DoNotGerminate, Newborn
+from esper.growth.policy import STRUCTURAL, Action, Germinate, act
+from esper.growth.verbs import conceive, enter, transition
+from esper.jax_backend.model import MorphableModel
+from esper.lifecycle import SeedLifecycleState
+from esper.train.compiles import CompileCounter, Compiles
+from esper.train.step import TrainState
+
+Compile = Callable[[TrainState], None]
+"""Compiles all that will run on a training state of this structure; runs nothing of it."""
+
+Steps = Sequence[tuple[Action, "Newborn | DoNotGerminate | None"]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Actions of one decision that change which kernels there are, with those that go with them.
+
+    Attributes:
+        actions: What to do, in order.
+        decided: The step at which it was decided.
+        due: The step at which it is made; None: as soon as it is prepared.
+        key: What new kernels are drawn from.
+    """
+
+    actions: tuple[Action, ...]
+    decided: int
+    due: int | None
+    key: jax.Array
+
+
+def split(actions: Sequence[Action]) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
+    """The actions that are data only, and those of seeds whose kernels come or go, each in order."""
+    places = {(action.layer, action.seed) for action in actions if isinstance(action, STRUCTURAL)}
+    deferred = [action for action in actions if (getattr(action, "layer", None), getattr(action, "seed", 0)) in places]
+    return tuple(action for action in actions if action not in deferred), tuple(deferred)
+
+
+def announced(state: TrainState, change: Change) -> TrainState:
+    """The state with the seeds that will germinate LOADING, where they are free by now."""
+    model = state.model
+    for action in change.actions:
+        if isinstance(action, Germinate):
+            row = model.structure.row(action.layer)
+            if int(model.seeds.lifecycle[row, action.seed]) == int(SeedLifecycleState.DORMANT):
+                model = transition(model, layer=action.layer, seed=action.seed, to=SeedLifecycleState.LOADING)
+    return replace(state, model=model)
+
+
+def withdrawn(model: MorphableModel) -> MorphableModel:
+    """The model with seeds that were announced DORMANT again."""
+    seeds = np.asarray(model.seeds.lifecycle)
+    for row, site in enumerate(model.structure.sites):
+        for seed in np.flatnonzero(seeds[row] == int(SeedLifecycleState.LOADING)):
+            model = transition(model, layer=site.name, seed=int(seed), to=SeedLifecycleState.DORMANT)
+    return model
+
+
+def told(change: Change) -> str:
+    """What the change is, in a sentence."""
+    named = [f"{a.blueprint} at {a.layer or '(root)'}[{a.seed}]" for a in change.actions if isinstance(a, Germinate)]
+    what = f"new kernels: {', '.join(named)}" if named else "kernels that were culled go"
+    when = "as soon as it is compiled" if change.due is None else f"at step {change.due}"
+    return f"{what}; made {when}"
+
+
+def planned(state: TrainState, change: Change) -> tuple[TrainState, Steps]:
+    """The state after the change, and its steps with the kernels that were conceived on the way."""
+    steps: list[tuple[Action, Newborn | DoNotGerminate | None]] = []
+    for place, action in enumerate(change.actions):
+        newborn = None
+        if isinstance(action, Germinate):
+            newborn = conceive(
+                state.model,
+                layer=action.layer,
+                seed=action.seed,
+                blueprint=action.blueprint,
+                key=jax.random.fold_in(change.key, place),
+                options=dict(action.options),
+                blend=action.blend,
+            )
+        state = _done(state, action, newborn, change.key)
+        steps.append((action, newborn))
+    return state, steps
+
+
+def made(state: TrainState, steps: Steps, key: jax.Array) -> TrainState:
+    """The state after a change that was planned on an earlier state of the same structure."""
+    for action, newborn in steps:
+        state = _done(state, action, newborn, key)
+    return state
+
+
+def _done(state: TrainState, action: Action, newborn: Newborn | DoNotGerminate | None, key: jax.Array) -> TrainState:
+    if isinstance(newborn, DoNotGerminate):
+        return state
+    if isinstance(newborn, Newborn):
+        model, opt_state = enter(state.model, state.opt_state, newborn)
+    else:
+        model, opt_state = act(state.model, state.opt_state, action, key=key)
+    return replace(state, model=model, opt_state=opt_state)
+
+
+@dataclass
+class Preparation:
+    """The thread that prepares a change. What goes wrong in it is raised where the change is made."""
+
+    change: Change
+    counter: CompileCounter
+    _steps: Steps = ()
+    _compiles: Compiles = field(default_factory=Compiles)
+    _error: BaseException | None = None
+    _thread: threading.Thread = field(init=False)
+
+    def begin(self, state: TrainState, compile: Compile, *, aside: bool) -> Preparation:
+        """Prepares the change on a copy of the state: `aside` in a thread of its own, or here and now."""
+        self._thread = threading.Thread(target=self._run, args=(state, compile), name="esper-prepare", daemon=True)
+        self._thread.start() if aside else self._run(state, compile)
+        return self
+
+    @property
+    def ready(self) -> bool:
+        """Whether making the change would not wait."""
+        return not self._thread.is_alive()
+
+    def finish(self, state: TrainState) -> tuple[TrainState, Compiles]:
+        """The change made, waiting for its preparation if need be; and what preparing compiled."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return made(state, self._steps, self.change.key), self._compiles
+
+    def _run(self, state: TrainState, compile: Compile) -> None:
+        try:
+            after, self._steps = planned(state, self.change)
+            compile(after)
+        except BaseException as error:  # raised again in `finish`, in the thread that trains
+            self._error = error
+        finally:
+            self._compiles = self.counter.take()

@@ -1,0 +1,42 @@
+"""Where a run is, whole: what `fit` returns to go on from, and gives its callbacks on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from esper.train.change import Change
+from esper.train.history import Record
+from esper.train.ledger import Ledger
+from esper.train.step import TrainState
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A run between two steps, at an evaluation; immutable, its arrays are its own.
+
+    Going on from it, with the arguments of the run, gives the run that would have been, bit for bit.
+
+    Attributes:
+        state: Model, optimiser state, key and sums.
+        done: Steps done.
+        epoch: Which epoch of the data comes next.
+        index: How many of its batches have been seen.
+        memory: What the policy remembers.
+        guard: What the governor remembers; None without one.
+        losses: Held-out losses so far.
+        records: What happened so far.
+        ledger: What it has cost so far.
+        change: A change of structure that is decided and not yet made.
+    """
+
+    state: TrainState
+    done: int
+    epoch: int
+    index: int
+    memory: Any
+    guard: Any
+    losses: tuple[float, ...]
+    records: tuple[Record, ...]
+    ledger: Ledger
+    change: Change | None = None
