@@ -114,7 +114,7 @@ class Random:
     """Grows at random times, in random layers, by random blueprints of those planned there.
 
     Times are drawn at the first observation, uniformly from the steps that leave a kernel its whole life. What cannot
-    germinate at its time, since `grafts` others grow or the budgets are used up, waits for the next evaluation.
+    germinate at its time, since `grafts` others grow or the budgets are used up, waits until it can, or is left out.
 
     Attributes:
         settings: Durations, budgets, `start_step`, and the gates if there are any.
@@ -140,17 +140,15 @@ class Random:
         """Moves kernels on, and germinates one if the time that was drawn has come."""
         due = self._drawn(observation) if memory.due is None else memory.due
         actions = judge(observation, self.settings, gated=self.gated)
-        if actions or not due or due[0] > observation.step:
-            return actions, replace(memory, due=due)
-        spots = self._spots(observation)
+        spots = self._spots(observation) if due and due[0] <= observation.step else []
         if not spots:
-            return (), replace(memory, due=due)
+            return actions, replace(memory, due=due)
         draw = self._generator(observation.step)
         layer, seeds, plans = spots[draw.integers(len(spots))]
         seed, plan = seeds[0], plans[draw.integers(len(plans))]
         reason = f"drawn: step {due[0]}, this layer of {len(spots)}, this blueprint of {len(plans)}"
         planted = Germinate(layer.name, seed.seed, plan.blueprint, plan.options, reason, plan.blend)
-        return (*clearing(observation, [seed]), planted), replace(memory, due=due[1:])
+        return (*actions, *clearing(observation, [seed]), planted), replace(memory, due=due[1:])
 
     def _drawn(self, observation: Observation) -> tuple[int, ...]:
         last = observation.total_steps - budgets.lifetime(self.settings, observation.every)
