@@ -10,7 +10,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -143,6 +143,7 @@ def _grow(asked: argparse.Namespace) -> int:
 
     from esper.configs import EsperConfig
     from esper.job import run, steps_of
+    from esper.train.progress import progress_bar
 
     config = EsperConfig.from_yaml(asked.config)
     config.check()
@@ -151,9 +152,9 @@ def _grow(asked: argparse.Namespace) -> int:
     bar = not asked.quiet and settings.format == "text"
     with (
         _logging(settings, notes, quiet=asked.quiet),
-        _progress(notes, steps_of(config.training_settings(), control=control), shown=bar) as watch,
+        progress_bar(steps_of(config.training_settings(), control=control), shown=bar, console=notes) as tick,
     ):
-        job = run(config, control=control, output_dir=asked.output_dir, watch=watch, listen=_log)
+        job = run(config, control=control, output_dir=asked.output_dir, watch=lambda step: tick(), listen=_log)
     _report(job)
     return 0
 
@@ -249,17 +250,6 @@ def _logging(settings: LoggingSettings, console: Console, *, quiet: bool) -> Ite
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
-
-
-@contextmanager
-def _progress(console: Console, steps: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over all steps, for terminals; what it gives is told each step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
-        task = progress.add_task("training", total=steps)
-        yield lambda step: progress.advance(task)
 
 
 def _find_user_modules() -> None:

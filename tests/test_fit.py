@@ -258,7 +258,7 @@ def test_as_soon_as_it_is_compiled():
 
     found = run(growth=GROWTH.model_copy(update={"swap": "ready"}), policy=Script(LIFE[:1]), steps=10, on_step=wait)
     (record,) = events(found, "germinate")
-    assert 5 <= record.step <= 8 and record.figures["waited"] < 1 and found.model.structure.kernels
+    assert 5 <= record.step <= 8 and record.waited < 1 and found.model.structure.kernels
 
 
 @pytest.mark.parametrize("swap", ["evaluation", 0])

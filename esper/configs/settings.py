@@ -104,8 +104,8 @@ class TamiyoSettings(ConfigModel):
     train_steps: int = Field(default=100, ge=1)
     """Steps a kernel spends in TRAINING before it is judged."""
     swap: Literal["evaluation", "ready"] | Annotated[int, Field(ge=0)] = "evaluation"
-    """When a decided germination is made, compiled in the background until then: `evaluation`: at the next one; a number of
-    steps later, 0 for at once; `ready`: as soon as it is compiled, which never waits and differs from run to run."""
+    """When a germination is made, compiled in the background until then: `evaluation`: at the next one; so many steps
+    after the decision, 0 for at once; `ready`: once it is compiled, which never waits and differs from run to run."""
     blend_steps: int = Field(default=60, ge=1)
     """Steps over which alpha rises while GRAFTING."""
     hold_steps: int = Field(default=60, ge=1)

@@ -20,7 +20,7 @@ from esper.train.compiles import CompileCounter, Compiles
 from esper.train.history import Record
 from esper.train.ledger import Ledger, interval, kernel_names
 from esper.train.step import Learner
-from esper.train.step_cost import evaluation_flops, gain_flops, places, statistics_flops, step_flops
+from esper.train.step_cost import Place, StepCost, evaluation_flops, gain_flops, places, statistics_flops, step_flops
 
 if TYPE_CHECKING:
     from esper.train.run import Run
@@ -86,7 +86,7 @@ class Books:
         for place, action in enumerate(change.actions):
             record = record_of(action, run.done)
             if place == heir:
-                record = replace(record, figures={**record.figures, "waited": round(waited, 4)})
+                record = replace(record, waited=round(waited, 4))
             self.note(record, run, compiles if place == heir else None)
         self.sized(run.done, run.model)
 
@@ -127,12 +127,19 @@ class Books:
         self._steps, self._clock = 0, now
         if not steps:
             return
-        learner = self._learner
-        live, training = places(model)
-        cost = step_flops(
-            learner.objective.training, model, self._batch, learner.tx, live=live, training=training, race=learner.race
-        )
+        cost = self._step_cost(model, *places(model))
         self.ledger = interval(self.ledger, cost, steps=steps, seconds=seconds, names=kernel_names(model))
+
+    def foresee(self, model: MorphableModel) -> None:
+        """Counts what steps of this model will cost, before and after its TRAINING kernels are blended in."""
+        live, training = places(model)
+        self._step_cost(model, live, training)
+        self._step_cost(model, live | training, frozenset())
+
+    def _step_cost(self, model: MorphableModel, live: frozenset[Place], training: frozenset[Place]) -> StepCost:
+        learner = self._learner
+        loss, race = learner.objective.training, learner.race
+        return step_flops(loss, model, self._batch, learner.tx, live=live, training=training, race=race)
 
     def evaluated(self, model: MorphableModel, batches: Any) -> None:
         """Accounts for an evaluation."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.train.change import Change
+from esper.train.governor import Memory
 from esper.train.history import Record
 from esper.train.ledger import Ledger
 from esper.train.step import TrainState
@@ -23,7 +24,7 @@ class Checkpoint:
         epoch: Which epoch of the data comes next.
         index: How many of its batches have been seen.
         memory: What the policy remembers.
-        guard: What the governor remembers; None without one.
+        guard: What the governor remembers.
         losses: Held-out losses so far.
         records: What happened so far.
         ledger: What it has cost so far.
@@ -35,7 +36,7 @@ class Checkpoint:
     epoch: int
     index: int
     memory: Any
-    guard: Any
+    guard: Memory
     losses: tuple[float, ...]
     records: tuple[Record, ...]
     ledger: Ledger

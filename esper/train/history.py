@@ -31,6 +31,7 @@ class Record:
         compiles: XLA compiles it caused; those of a germination are made in the background, before it.
         programs: Names of what was compiled.
         compile_seconds: Time that took.
+        waited: Seconds that training waited for it; what the background had not finished.
         run: "growth" or "control".
     """
 
@@ -43,6 +44,7 @@ class Record:
     compiles: int = 0
     programs: tuple[str, ...] = ()
     compile_seconds: float = 0.0
+    waited: float = 0.0
     run: str = "growth"
 
     def to_json(self) -> str:

@@ -12,7 +12,18 @@ from esper.train.history import Record
 from esper.train.ledger import Ledger
 from esper.train.loop import Result, Score
 
-STORY = ("germinate", "grafting", "active", "fossilized", "culled", "error_recovery", "alpha", "hold")
+STORY = (
+    "germinate",
+    "grafting",
+    "active",
+    "fossilized",
+    "culled",
+    "error_recovery",
+    "alpha",
+    "hold",
+    "rollback",
+    "give_up",
+)
 _PREFIXES = "kMGTPEZ"
 _DATA_ONLY = ("grafting", "active", "fossilized", "culled", "dormant", "error_recovery", "alpha")
 
@@ -77,8 +88,8 @@ def compiles_table(records: Iterable[Record]) -> Table:
         cells = (len(held), sum(r.compiles for r in held), max(r.compiles for r in held))
         table.add_row(event, *map(str, cells), f"{sum(r.compile_seconds for r in held):.1f}")
     table.caption = (
-        "An event's compiles are those from the decision to the end of the next evaluation. "
-        "Every event of a seed's life but its germination changes data only: 0."
+        "What a germination compiles is compiled in the background, before the kernel enters. "
+        "Every other event of a seed's life changes data only: 0."
     )
     return table
 
@@ -130,6 +141,7 @@ def figures_table(title: str, figures: Mapping[str, str]) -> Table:
 def summary(growth: Result, control: Result | None) -> RenderableType:
     """Everything about a run that does not need torch."""
     tables = [accuracy_table(growth, control), story_table(growth.records), compiles_table(growth.records)]
+    tables.append(ledger_table(growth.ledger))
     if growth.model.structure.kernels:
         tables.insert(2, kernels_table(growth))
     return Group(*tables)

@@ -19,7 +19,7 @@ from esper.train import change as changes
 from esper.train.books import Books, record_of
 from esper.train.change import Change, Preparation
 from esper.train.checkpoint import Checkpoint
-from esper.train.governor import GiveUp, Governor, Reading, Rollback, Sound, rolled_back
+from esper.train.governor import GiveUp, Governor, Memory, Reading, Rollback, Sound, rolled_back
 from esper.train.history import Figures, Record
 from esper.train.ledger import Ledger
 from esper.train.observe import measured, observed, with_health, with_measurements
@@ -89,7 +89,7 @@ class Run:
         self._course, self._state, self._stream, self._held_out = course, state, stream, held_out
         self._preparation: Preparation | None = None
         self._memory = course.policy.start() if course.policy else None
-        self._guard = course.governor.start() if course.governor else None
+        self._guard: Memory = course.governor.start() if course.governor else Memory()
         self._sound: _Sound | None = None
         self._since, self._batch = 0, None
         self.books = books
@@ -234,6 +234,7 @@ class Run:
         learner, one = self._course.learner, np.int32(0)
         train_step.lower(learner, state, self._batch).compile()
         copied.lower(state).compile()
+        self.books.foresee(state.model)
         if self._held_out is not None:
             evaluate.lower(learner.objective, self._course.metrics, state.model, self._held_out).compile()
             paired_losses.lower(learner.objective, state.model, self._held_out, one, one, np.float32(1)).compile()
