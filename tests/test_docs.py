@@ -1,19 +1,34 @@
-"""The code in the README runs, block after block."""
+"""The code in the README and the docs runs, block after block."""
 
 import re
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
 
+def run_blocks(document, blocks):
+    """Runs the page's code, block after block in one namespace, and gives that."""
+    found = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S)
+    assert len(found) == blocks
+    scope = {"__name__": "a_document"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for block in found:
+            exec(compile(block, document, "exec", dont_inherit=True), scope)
+    return scope
+
+
 def test_readme_code_runs():
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert len(blocks) == 2
-    scope = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
+    scope = run_blocks("README.md", 3)
     assert list(scope["trained"].state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert any(bool((leaf != 0).any()) for leaf in scope["grads"]["kernels"]["0"][0].values())
+    assert scope["result"].ledger.total_flops > 0
+
+
+def test_the_page_on_growing_runs():
+    scope = run_blocks("docs/growing.md", 3)
+    assert scope["result"].records[-1].event == "end" and scope["result"].checkpoint.done == 120
 
 
 def test_every_file_a_document_links_to_exists():
