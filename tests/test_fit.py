@@ -333,7 +333,7 @@ def test_actions_are_split_by_the_seeds_whose_kernels_move():
 def test_a_race_is_judged_by_tamiyo():
     growth = TamiyoSettings(
         trigger="always",
-        blueprints={"0": ["mlp", "low_rank"]},
+        blueprints={"Linear": ["mlp", "low_rank"]},
         race=2,
         train_steps=20,
         blend_steps=5,

@@ -129,7 +129,7 @@ class Preparation:
 
     def begin(self, state: TrainState, compile: Compile, *, aside: bool) -> Preparation:
         """Prepares the change on a copy of the state: `aside` in a thread of its own, or here and now."""
-        self._thread = threading.Thread(target=self._run, args=(state, compile), name="esper-prepare", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(state, compile), name="esper-prepare")
         self._thread.start() if aside else self._run(state, compile)
         return self
 
@@ -138,10 +138,14 @@ class Preparation:
         """Whether making the change would not wait."""
         return not self._thread.is_alive()
 
-    def finish(self, state: TrainState) -> tuple[TrainState, Compiles]:
-        """The change made, waiting for its preparation if need be; and what preparing compiled."""
+    def wait(self) -> None:
+        """Waits until the preparation is over, whatever becomes of it."""
         if self._thread.ident is not None:
             self._thread.join()
+
+    def finish(self, state: TrainState) -> tuple[TrainState, Compiles]:
+        """The change made, waiting for its preparation if need be; and what preparing compiled."""
+        self.wait()
         if self._error is not None:
             raise self._error
         return made(state, self._steps, self.change.key), self._compiles

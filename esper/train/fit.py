@@ -177,6 +177,7 @@ def fit(
         books = Books(counter, learner, name, tuple(callbacks), resume)
         state = learner.resumed(resume.state) if resume else learner.begin(model, key)
         run = Run(course, state, stream, held, books)
+        stack.callback(run.close)
         books.sized(run.done, state.model)
         if course.plans:
             rehearse(model, course.plans)

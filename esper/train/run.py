@@ -88,6 +88,7 @@ class Run:
     def __init__(self, course: Course, state: TrainState, stream: Stream, held_out: Any, books: Books) -> None:
         self._course, self._state, self._stream, self._held_out = course, state, stream, held_out
         self._preparation: Preparation | None = None
+        self._begun: list[Preparation] = []
         self._memory = course.policy.start() if course.policy else None
         self._guard: Memory = course.governor.start() if course.governor else Memory()
         self._sound: _Sound | None = None
@@ -142,6 +143,11 @@ class Run:
             self._advance(min(course.every - self.done % course.every, course.steps - self.done))
             if self._since:
                 self._evaluate()
+
+    def close(self) -> None:
+        """Waits for threads that still prepare something: none outlives the run."""
+        for preparation in self._begun:
+            preparation.wait()
 
     # ---- steps ----------------------------------------------------------------------------------------------
 
@@ -228,6 +234,7 @@ class Run:
         aside = change.due is None or change.due > self.done
         preparation = Preparation(change, self.books.counter)
         self._preparation = preparation.begin(copied(self._state), self._compile, aside=aside)
+        self._begun = [*(begun for begun in self._begun if not begun.ready), preparation]
 
     def _compile(self, state: TrainState) -> None:
         """Compiles what runs on this structure, for batches like the last one; usually in another thread."""
@@ -288,8 +295,7 @@ class Run:
         assert self._sound is not None
         failed, self.done, state = self.done, self._sound.done, copied(self._sound.state)
         del self.losses[self._sound.losses :]
-        if self._preparation is not None:  # what it was decided on is gone; its thread works on a copy and may end
-            self._preparation = None
+        self._preparation = None  # what it was decided on is gone; its thread works on a copy and may end
         if isinstance(verdict, GiveUp):
             self.stop(f"given up: {verdict.reason}")
             figures = {**figures, "back_to": self.done}
