@@ -151,5 +151,12 @@ def test_random_growth_keeps_to_the_budgets_and_waits_its_turn(limits, most):
     assert len(held) == most
 
 
+def test_random_growth_begins_and_stops_when_the_settings_say():
+    policy = Random(settings(grafts=2, start_step=100, stop_fraction=0.5), 2)
+    for key in range(5):
+        steps = [step for step, _ in germinated(life(dataclasses.replace(policy, key=key))[0])]
+        assert len(steps) == 2 and all(100 <= step <= 200 for step in steps)
+
+
 def test_a_run_too_short_for_a_kernel_has_no_random_growth():
     assert life(Random(settings(), 3), steps=30)[0] == []

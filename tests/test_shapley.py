@@ -14,6 +14,7 @@ from esper.errors import ArgumentError
 from esper.growth.credit import credit
 from esper.growth.shapley import coalition_losses, shapley
 from esper.lifecycle import SeedLifecycleState as S
+from esper.train.compiles import counting_compiles
 
 KEY = jax.random.key(0)
 BATCHES = jnp.arange(5.0)
@@ -121,10 +122,12 @@ def test_alone_it_is_the_plain_gain():
 
 
 def test_one_compile_for_a_number_of_kernels():
-    before = coalition_losses._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
-    for places in (PLACES[:3], PLACES[1:4], PLACES[2:5]):
-        shapley(lone, model(), BATCHES, places)
-    assert coalition_losses._cache_size() == before + 1  # pyright: ignore[reportFunctionMemberAccess]
+    with counting_compiles() as counter:
+        shapley(lone, model(), BATCHES, PLACES[:3])
+        assert "jit(coalition_losses)" in counter.take().programs
+        for places in (PLACES[1:4], PLACES[2:5]):
+            shapley(lone, model(), BATCHES, places)
+        assert len(counter.take()) == 0
 
 
 def lone(model, batch):

@@ -26,7 +26,7 @@ from esper.growth.policy import (
     Plan,
     SeedView,
 )
-from esper.growth.tamiyo import clearing
+from esper.growth.where import clearing
 from esper.lifecycle import SeedLifecycleState as S
 
 _FREE = (S.DORMANT, S.CULLED)
@@ -117,7 +117,7 @@ class Random:
     germinate at its time, since `grafts` others grow or the budgets are used up, waits until it can, or is left out.
 
     Attributes:
-        settings: Durations, budgets, `start_step`, and the gates if there are any.
+        settings: Durations, budgets, `start_step`, `stop_fraction`, and the gates if there are any.
         kernels: How many germinate.
         key: What is drawn depends on this and on the step, and on nothing else.
         gated: Whether they are judged as Tamiyo does.
@@ -152,6 +152,7 @@ class Random:
 
     def _drawn(self, observation: Observation) -> tuple[int, ...]:
         last = observation.total_steps - budgets.lifetime(self.settings, observation.every)
+        last = min(last, int(self.settings.stop_fraction * observation.total_steps))
         first = max(self.settings.start_step, observation.step)
         if last < first:
             return ()

@@ -1,94 +1,22 @@
 """Tamiyo, the built-in policy: when to grow, where, by what, and what stays.
 
 It reads from the top: judge what grows (`gates.py`); if nothing more may grow beside it, wait; else see whether it is
-time (`triggers.py`), choose a layer, and let one blueprint or a race of several germinate there, within budgets
-(`budgets.py`). Every decision says what was observed.
+time (`triggers.py`), choose a layer (`where.py`), and let one blueprint or a race of several germinate there, within
+budgets (`budgets.py`). Every decision says what was observed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from esper.configs import TamiyoSettings
-from esper.growth import budgets
 from esper.growth.gates import evidence, judge
-from esper.growth.policy import (
-    GROWING,
-    Action,
-    Asks,
-    Cull,
-    Germinate,
-    Hold,
-    LayerView,
-    Observation,
-    Place,
-    Plan,
-    SeedView,
-    Transition,
-)
+from esper.growth.memory import Culled, Memory
+from esper.growth.policy import GROWING, Action, Asks, Germinate, Hold, Observation, Place, Transition
 from esper.growth.triggers import NAMES, triggered
+from esper.growth.where import clearing, figures, rank, spots
 from esper.lifecycle import SeedLifecycleState as S
-
-
-@dataclass(frozen=True)
-class Culled:
-    """A kernel that did not stay.
-
-    Attributes:
-        place: Its seed.
-        blueprint: Its recipe.
-        until: Until which step the seed rests.
-        beaten: Whether it lost a race to another, so that it says nothing against the layer.
-    """
-
-    place: Place
-    blueprint: str
-    until: int
-    beaten: bool = False
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What Tamiyo remembers between evaluations.
-
-    Attributes:
-        best: Lowest held-out loss since growth last changed something.
-        stale: Evaluations since then without a loss below `best` by `min_delta`.
-        seen: Evaluations since growth last changed something.
-        culled: What did not stay, in order.
-        tended: Seeds that should be growing, and by which blueprint.
-        held: The last reason given for not growing, so that it is given once.
-    """
-
-    best: float = math.inf
-    stale: int = 0
-    seen: int = 0
-    culled: tuple[Culled, ...] = ()
-    tended: tuple[tuple[Place, str], ...] = ()
-    held: str = ""
-
-    def culls(self, layer: str) -> int:
-        """How often a layer was left with nothing: a race that is lost by all counts once."""
-        return len({one.until for one in self.culled if one.place[0] == layer and not one.beaten})
-
-    def lost(self, layer: str, blueprint: str) -> int:
-        """How many kernels of a blueprint did not stay in a layer."""
-        return sum((one.place[0], one.blueprint) == (layer, blueprint) for one in self.culled)
-
-    def changed(self, loss: float) -> Memory:
-        """After a change the network is another one: the trigger starts anew."""
-        return replace(self, best=loss, stale=0, seen=0, held="")
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A layer that something could germinate in, its free seeds, and what it could grow by, the first choice first."""
-
-    layer: LayerView
-    free: tuple[SeedView, ...]
-    plans: tuple[Plan, ...]
 
 
 @dataclass(frozen=True)
@@ -113,10 +41,10 @@ class Tamiyo:
         memory = self._without_lost(observation, memory)
         if self.settings.where == "score" and not judge(observation, self.settings):
             reason, memory = self._time(observation, memory)
-            spots, obstacle = self._spots(observation, memory) if reason else ([], "")
+            places, obstacle = spots(observation, memory, self.settings) if reason else ([], "")
             # Culls come before scores, so that only the layers with fewest are compared.
-            fewest = min((memory.culls(spot.layer.name) for spot in spots), default=0)
-            layers = [] if obstacle else [s.layer.name for s in spots if memory.culls(s.layer.name) == fewest]
+            fewest = min((memory.culls(spot.layer.name) for spot in places), default=0)
+            layers = [] if obstacle else [s.layer.name for s in places if memory.culls(s.layer.name) == fewest]
             asks = replace(asks, scores=tuple(layers) if len(layers) > 1 else ())
         return asks
 
@@ -183,14 +111,14 @@ class Tamiyo:
         return memory.changed(observation.losses[-1]) if verdicts else memory
 
     def _germinate(self, observation: Observation, memory: Memory, why: str) -> tuple[tuple[Action, ...], Memory]:
-        spots, obstacle = self._spots(observation, memory)
+        places, obstacle = spots(observation, memory, self.settings)
         if obstacle:
             obstacle = f"{NAMES[self.settings.trigger]}, but {obstacle}"
             return () if obstacle == memory.held else (Hold(obstacle),), replace(memory, held=obstacle)
-        spot = max(spots, key=lambda spot: self._rank(spot.layer, memory))
+        spot = max(places, key=lambda spot: rank(spot.layer, memory))
         reason = (
-            f"{why}; layers with a free seed: {len(spots)}, of which this one comes first by "
-            f"{self._figures(spot.layer, memory)}"
+            f"{why}; layers with a free seed: {len(places)}, of which this one comes first by "
+            f"{figures(spot.layer, memory)}"
         )
         if len(spot.plans) > 1:
             reason += f"; a race of {', '.join(plan.blueprint for plan in spot.plans)}"
@@ -200,55 +128,3 @@ class Tamiyo:
             *(Germinate(*seed.place, plan.blueprint, plan.options, reason, plan.blend) for seed, plan in chosen),
         )
         return actions, replace(memory, stale=0, seen=0, held="")
-
-    def _rank(self, layer: LayerView, memory: Memory) -> tuple[float, ...]:
-        """The largest comes first; a layer without a score comes after those that have one."""
-        score = layer.score.gain if layer.score and not math.isnan(layer.score.gain) else -math.inf
-        return (-memory.culls(layer.name), score, layer.pull)
-
-    def _figures(self, layer: LayerView, memory: Memory) -> str:
-        score = f", then by first-order gain ({layer.score}, largest first)" if layer.score else ""
-        culls = f"culls so far ({memory.culls(layer.name)}, fewest first)"
-        return f"{culls}{score}, then by gradient norm ({layer.pull:.3f}, largest first)"
-
-    def _spots(self, observation: Observation, memory: Memory) -> tuple[list[Spot], str]:
-        """Where something may germinate, or why nothing may."""
-        settings = self.settings
-        if budgets.held(observation) >= settings.max_kernels:
-            return [], f"the {settings.max_kernels} kernels allowed are there"
-        if observation.step > settings.stop_fraction * observation.total_steps:
-            return [], f"{settings.stop_fraction:.0%} of the run are over, after which nothing germinates"
-        left, needed = observation.total_steps - observation.step, budgets.lifetime(settings, observation.every)
-        if left < needed:
-            return [], f"a kernel takes {needed} steps to be judged and fewer are left"
-        spots = list(self._free(observation, memory))
-        if not spots:
-            return [], "no layer has a free seed"
-        room = budgets.rooms(observation, settings)
-        spots = [replace(s, plans=budgets.affordable(s.plans, room, min(settings.race, len(s.free)))) for s in spots]
-        fitting = [spot for spot in spots if spot.plans]
-        left_over = ", ".join(f"{max(size, 0)} {budgets.UNITS[name]}" for name, size in room.items() if size < math.inf)
-        return fitting, "" if fitting else f"no kernel fits into the {left_over} left"
-
-    def _free(self, observation: Observation, memory: Memory) -> Iterator[Spot]:
-        """Layers in which nothing grows, with the seeds that are free; blueprints that were culled there come last."""
-        rests = {one.place: one.until for one in memory.culled}
-        for layer in observation.layers:
-            free = tuple(
-                seed
-                for seed in layer.seeds
-                if seed.state in (S.DORMANT, S.CULLED) and observation.step >= rests.get(seed.place, 0)
-            )
-            if free and layer.plans and not layer.growing:
-                ranked = sorted(layer.plans, key=lambda plan: memory.lost(layer.name, plan.blueprint))
-                yield Spot(layer, free, tuple(ranked))
-
-
-def clearing(observation: Observation, chosen: list[SeedView]) -> Iterator[Action]:
-    """What a germination, which compiles anyway, takes along: the arrays of culled kernels go."""
-    for seed in observation.seeds():
-        if seed.state is S.CULLED and seed.parameters:
-            yield Cull(seed.layer, seed.seed, "its arrays go with the compile that a germination means anyway")
-    for seed in chosen:
-        if seed.state is S.CULLED:
-            yield Transition(seed.layer, seed.seed, S.DORMANT, "its rest is over")
