@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esper.errors import ArgumentError, ParityError, WrapError
+from esper.growth.reserve import Reserve, reserved
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.interchange import adopt, constants, wide
 from esper.jax_backend.model import MorphableModel
@@ -33,6 +34,7 @@ def wrap(
     cache_size_mb: int = 128,
     *,
     example_inputs: Any = None,
+    reserve: Reserve | None = None,
 ) -> MorphableModel:
     """A PyTorch module as an immutable JAX pytree whose forward is one XLA program.
 
@@ -48,13 +50,16 @@ def wrap(
         cache_size_mb: Budget for trained kernels that are kept on the device, in MiB, >= 0; 0 keeps none.
         example_inputs: A tuple of arguments, a dict of keyword arguments, or one tensor: traces now, and
             reports everything that cannot be lowered now.
+        reserve: Kernels whose arrays stand ready in dormant seeds, so that to germinate them is data only: by layer
+            name, glob over names or kind of layer, a blueprint, a pair of a blueprint and its options, or a sequence
+            of these, one for each seed. Recipes that need the layer's shapes need `example_inputs` too.
 
     Returns:
         The model, in the state of the module.
 
     Raises:
         WrapError: `module` is no module, or holds what cannot be copied.
-        TargetError: An explicit target matches nothing.
+        TargetError: An explicit target, or an entry of `reserve`, matches nothing.
         PrecisionError: A 64-bit value that does not fit while JAX's 64-bit mode is off.
 
     Example:
@@ -90,7 +95,7 @@ def wrap(
     if example_inputs is not None:
         _trace_now(model, example_inputs)
         model = model.replace(constants=dict(constants(source)))
-    return model
+    return reserved(model, reserve) if reserve else model
 
 
 def unwrap(model: MorphableModel, *, probe: Any = None, verify: bool = True) -> nn.Module:

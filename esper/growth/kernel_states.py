@@ -5,6 +5,8 @@ How a state follows a changed model is in `optimizer`; what a kernel takes from 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -16,6 +18,8 @@ from flax import struct
 from esper.errors import OptimizerStateError
 from esper.growth.host_clock import is_key, on_host_clock, windows
 
+Asleep = Mapping[str, Mapping[int, jax.Array]]
+"""Whether each kernel sleeps: {layer: {seed: bool}}."""
 Optimizer = optax.GradientTransformation | optax.MultiSteps
 
 
@@ -63,7 +67,9 @@ def per_kernel(tx: Optimizer, *, warmup_steps: int = 20) -> optax.GradientTransf
             for those whose state says where the parameters will be (`schedule_free`, SAM).
 
     Returns:
-        A transformation for `model.params`, whose state `germinate` and `cull` migrate.
+        A transformation for `model.params`, whose state `germinate` and `cull` migrate. Its `update` takes one more
+        argument, `asleep`, from `esper.growth.reserve.asleep(model)`: kernels that sleep are skipped, their parameters
+        and states bit-equal.
     """
     if isinstance(tx, optax.MultiSteps):  # takes extra arguments; its own `gradient_transformation()` would not
         inner = optax.GradientTransformationExtraArgs(tx.init, tx.update)  # pyright: ignore[reportArgumentType]
@@ -73,8 +79,22 @@ def per_kernel(tx: Optimizer, *, warmup_steps: int = 20) -> optax.GradientTransf
     def init(params: dict[str, Any]) -> GrowthOptState:
         return GrowthOptState(strong(inner.init(params["host"])), {}, inner).follow(params)
 
+    def kernel_step(
+        grads: Any, own: KernelOptState, tree: Any, *, host: Any, extra: dict[str, Any]
+    ) -> tuple[Any, KernelOptState]:
+        clocked = own.replace(inner=on_host_clock(inner, tree, own.inner, host))
+        raw, after = inner.update(grads, clocked.inner, tree, **extra)
+        scale = jnp.minimum(1.0, (own.steps + 1) / max(1, warmup_steps))
+        scaled = jax.tree.map(lambda u: (u * scale).astype(u.dtype), raw)
+        return _awaited(clocked, host, scaled, KernelOptState(strong(after), own.steps + _closed(after)))
+
     def update(
-        updates: dict[str, Any], state: GrowthOptState, params: dict[str, Any] | None = None, **extra: Any
+        updates: dict[str, Any],
+        state: GrowthOptState,
+        params: dict[str, Any] | None = None,
+        *,
+        asleep: Asleep | None = None,
+        **extra: Any,
     ) -> tuple[dict[str, Any], GrowthOptState]:
         if params is None:
             raise ValueError("per_kernel needs the parameters: tx.update(grads, opt_state, model.params)")
@@ -86,12 +106,10 @@ def per_kernel(tx: Optimizer, *, warmup_steps: int = 20) -> optax.GradientTransf
             kernel_updates[layer], kernels[layer] = {}, {}
             for seed, grads in held.items():
                 own, tree = state.kernels[layer][seed], params["kernels"][layer][seed]
-                clocked = own.replace(inner=on_host_clock(inner, tree, own.inner, state.host))
-                raw, after = inner.update(grads, clocked.inner, tree, **_part(extra, "kernels", layer, seed))
-                scale = jnp.minimum(1.0, (own.steps + 1) / max(1, warmup_steps))
-                scaled = jax.tree.map(lambda u, s=scale: (u * s).astype(u.dtype), raw)
-                after = KernelOptState(strong(after), own.steps + _closed(after))
-                kernel_updates[layer][seed], kernels[layer][seed] = _awaited(clocked, state.host, scaled, after)
+                step = partial(kernel_step, host=state.host, extra=_part(extra, "kernels", layer, seed))
+                if asleep is not None and seed in asleep.get(layer, {}):
+                    step = partial(_unless, asleep[layer][seed], step)
+                kernel_updates[layer][seed], kernels[layer][seed] = step(grads, own, tree)
         return {"host": host_updates, "kernels": kernel_updates}, state.replace(host=strong(host), kernels=kernels)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
@@ -122,6 +140,19 @@ def _newborn(tx: optax.GradientTransformation, tree: Any, host: Any, place: str)
     apart = crc32(place.encode())
     inner = jax.tree.map(lambda leaf: jax.random.fold_in(leaf, apart) if is_key(leaf) else leaf, inner)
     return KernelOptState(inner, jnp.zeros((), jnp.int32))
+
+
+def _unless(
+    sleeps: jax.Array, step: Callable[..., tuple[Any, KernelOptState]], grads: Any, own: KernelOptState, tree: Any
+) -> tuple[Any, KernelOptState]:
+    """A kernel's step, or none while it sleeps."""
+    updates = jax.eval_shape(step, grads, own, tree)[0]
+
+    def rest(grads: Any, own: KernelOptState, tree: Any) -> tuple[Any, KernelOptState]:
+        # To add -0 changes no number; 0 would make a 0 of -0.
+        return jax.tree.map(lambda leaf: -jnp.zeros(leaf.shape, leaf.dtype), updates), own
+
+    return jax.lax.cond(sleeps, rest, step, grads, own, tree)
 
 
 def _closed(state: Any) -> jax.Array | int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from esper.growth.optimizer import Optimizer, migrate
+from esper.growth.optimizer import Optimizer, migrate, restarted
 from esper.jax_backend.artifact import KernelArtifact
 from esper.jax_backend.loading import unloaded
 from esper.jax_backend.model import MorphableModel
@@ -52,7 +52,7 @@ def load_kernel(
         True
     """
     grown = model.load_kernel(layer, seed, artifact)
-    return grown, migrate(opt_state, model.params, grown.params, tx=tx)
+    return grown, restarted(opt_state, model.params, grown.params, (layer, seed), tx=tx)
 
 
 def unload_kernel(

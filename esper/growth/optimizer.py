@@ -18,7 +18,7 @@ from esper.growth.host_clock import unpack
 from esper.growth.kernel_states import GrowthOptState, KernelOptState, Optimizer, per_kernel, strong
 from esper.jax_backend.interchange import is_traced
 
-__all__ = ["GrowthOptState", "KernelOptState", "Optimizer", "migrate", "per_kernel"]
+__all__ = ["GrowthOptState", "KernelOptState", "Optimizer", "migrate", "per_kernel", "restarted"]
 
 State = TypeVar("State")
 Path = tuple[Any, ...]
@@ -70,6 +70,30 @@ def migrate(
     if tx is None or isinstance(opt_state, GrowthOptState):
         return _walk(opt_state, change, parent=None)
     return _merged(opt_state, tx.init(after), change)
+
+
+def restarted(
+    opt_state: State, before: dict[str, Any], after: dict[str, Any], at: tuple[str, int], *, tx: Optimizer | None = None
+) -> State:
+    """An optimiser state after a kernel has entered its seed, where it starts afresh whatever the seed held.
+
+    Args:
+        opt_state: As for `migrate`.
+        before: `model.params` that it is for.
+        after: `model.params` with the kernel.
+        at: The kernel's layer and seed.
+        tx: As for `migrate`.
+
+    Raises:
+        OptimizerStateError: As `migrate`.
+    """
+    layer, seed = at
+    if seed in before["kernels"].get(layer, {}):
+        held = {other: tree for other, tree in before["kernels"][layer].items() if other != seed}
+        rest = {name: tree for name, tree in before["kernels"].items() if name != layer}
+        emptied = {**before, "kernels": {**rest, layer: held} if held else rest}
+        opt_state, before = migrate(opt_state, before, emptied, tx=tx), emptied
+    return migrate(opt_state, before, after, tx=tx)
 
 
 def _places(params: dict[str, Any]) -> set[tuple[str, int]]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from esper.blending import BLENDS
 from esper.errors import SeedError
 from esper.growth.birth import DoNotGerminate, Init, Newborn, at_birth
-from esper.growth.optimizer import Optimizer, migrate
+from esper.growth.optimizer import Optimizer, migrate, restarted
 from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.slots import (
@@ -103,7 +103,11 @@ def conceive(
     check_called(structure, layer)
     if blend not in BLENDS:
         raise SeedError(f"no blend {blend!r}; there are: {', '.join(BLENDS)}")
-    entropy, site = int(jax.random.bits(key, dtype=jnp.uint32)), structure.site(layer)
+    held = held_kernel(structure, layer, seed)
+    # Built for the shapes that the one in reserve was built for, it runs by the same Programs.
+    is_held = held is not None and (held.blueprint, held.blend) == (blueprint, blend)
+    site = held.site if held is not None and is_held else structure.site(layer)
+    entropy = int(jax.random.bits(key, dtype=jnp.uint32))
     sprout = structure.source.sprout(blueprint, site, options or {}, entropy, blend)
     kernel = Kernel(layer, seed, blueprint, sprout.options, site, sprout.placement, blend, sprout.source)
     arrays = {name: adopt(sprout.source, tensor, f"{layer}: {name}") for name, tensor in sprout.params.items()}
@@ -111,7 +115,8 @@ def conceive(
     outcome = at_birth(init, arrays, kernel, key)
     if isinstance(outcome, DoNotGerminate):
         return outcome
-    return Newborn(kernel, outcome.params, crc32(f"{blueprint} {sprout.options} {entropy}".encode()))
+    kernel_id = crc32(f"{blueprint} {sprout.options} {entropy}".encode())
+    return Newborn(kernel, outcome.params, kernel_id, outcome.report)
 
 
 def enter(
@@ -119,18 +124,23 @@ def enter(
 ) -> tuple[MorphableModel, State]:
     """The second half of `germinate`: puts a kernel that was conceived into its seed, which starts TRAINING.
 
+    Where a kernel of that recipe is in reserve this is data only: nothing is compiled again.
+
     Raises:
         IllegalTransitionError: The seed is neither DORMANT nor LOADING.
         OptimizerStateError: As `germinate`.
     """
     grown = seated(model, newborn.kernel, newborn.params, SeedLifecycleState.TRAINING, newborn.kernel_id)
-    return grown, migrate(opt_state, model.params, grown.params, tx=tx)
+    at = newborn.kernel.layer, newborn.kernel.seed
+    return grown, restarted(opt_state, model.params, grown.params, at, tx=tx)
 
 
 def transition(
     model: MorphableModel, *, layer: str, seed: int = 0, to: SeedLifecycleState, target: float | None = None
 ) -> MorphableModel:
     """Moves a seed to another state; data only, nothing is compiled again.
+
+    A kernel that is still in its seed when that becomes DORMANT is in reserve from then on (see `reserve`).
 
     Args:
         model: The model.
@@ -151,8 +161,6 @@ def transition(
     needs_kernel = to not in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING, SeedLifecycleState.CULLED)
     if needs_kernel and not held_kernel(model.structure, layer, seed):
         raise SeedError(f"{place(layer, seed)} holds no kernel, so it cannot become {to.name}: germinate it first")
-    if to is SeedLifecycleState.DORMANT and held_kernel(model.structure, layer, seed):
-        raise SeedError(f"{place(layer, seed)} still holds its kernel: `cull` removes it")
     if to is SeedLifecycleState.GRAFTING and target is None:
         target = float(was is not SeedLifecycleState.ACTIVE)
     return model.replace(seeds=moved(model.seeds, row, seed, to, target))

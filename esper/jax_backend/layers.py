@@ -36,7 +36,8 @@ class KasminaLayer(struct.PyTreeNode):
 
     def __repr__(self) -> str:
         states = [SeedLifecycleState(int(state)).name for state in self.seeds.lifecycle]
-        held = {kernel.seed: kernel.blueprint for kernel in self.kernels}
+        waits = SeedLifecycleState.DORMANT.name
+        held = {k.seed: k.blueprint + " (reserved)" * (states[k.seed] == waits) for k in self.kernels}
         return f"KasminaLayer({self.name!r}, {self.site.type}, seeds={states}, kernels={held})"
 
 

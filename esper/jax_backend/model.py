@@ -24,6 +24,7 @@ from esper.jax_backend.layers import KasminaLayer, Layers
 from esper.jax_backend.loading import loaded, unloaded
 from esper.jax_backend.registry import check_lowered
 from esper.jax_backend.seeds import SeedState
+from esper.jax_backend.slots import reserved_kernels
 from esper.jax_backend.source import Kernel, Structure
 from esper.lifecycle import SeedLifecycleState
 from esper.program import Program
@@ -143,14 +144,18 @@ class MorphableModel(struct.PyTreeNode):
     def stats(self) -> dict[str, Any]:
         """Counts: parameters, buffers, bytes, layers, kernels, seeds by state, captured Programs, cached kernels."""
         states = [SeedLifecycleState(int(state)).name for state in self.seeds.lifecycle.ravel()]
+        waiting = reserved_kernels(self)
+        idle = sum(_count(self.params["kernels"][kernel.layer][kernel.seed]) for kernel in waiting)
         return {
             "host_parameters": _count(self.params["host"]),
-            "kernel_parameters": _count(self.params["kernels"]),
+            "kernel_parameters": _count(self.params["kernels"]) - idle,
+            "reserved_parameters": idle,
             "buffer_elements": _count(self.buffers),
             "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves((self.params, self.buffers))),
             "layers": len(self.structure.sites),
             "seeds_per_layer": self.structure.seeds_per_layer,
-            "kernels": len(self.structure.kernels),
+            "kernels": len(self.structure.kernels) - len(waiting),
+            "reserved": len(waiting),
             "seeds": {state: states.count(state) for state in sorted(set(states))},
             "programs": len(self.structure.source.programs),
             "traces": self.structure.source.traces,
@@ -159,7 +164,8 @@ class MorphableModel(struct.PyTreeNode):
         }
 
     def __repr__(self) -> str:
-        held = {f"{k.layer}[{k.seed}]": k.blueprint for k in self.structure.kernels}
+        waiting = reserved_kernels(self)
+        held = {f"{k.layer}[{k.seed}]": k.blueprint + " (reserved)" * (k in waiting) for k in self.structure.kernels}
         return (
             f"MorphableModel({_count(self.params['host']):,} host parameters, "
             f"{_count(self.params['kernels']):,} kernel parameters, {len(self.structure.sites)} layers x "

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from esper.errors import SeedError, UnknownLayerError
 from esper.jax_backend.interchange import is_traced
@@ -59,6 +60,15 @@ def seed_state(model: MorphableModel, row: int, seed: int) -> SeedLifecycleState
 def held_kernel(structure: Structure, layer: str, seed: int) -> Kernel | None:
     """The kernel that a seed holds."""
     return next((kernel for kernel in structure.kernels if (kernel.layer, kernel.seed) == (layer, seed)), None)
+
+
+def reserved_kernels(model: MorphableModel) -> tuple[Kernel, ...]:
+    """The kernels whose arrays wait in a DORMANT seed; none that can be told of an abstract model."""
+    structure, lifecycle = model.structure, model.seeds.lifecycle
+    if is_traced(lifecycle):
+        return ()
+    dormant = np.asarray(lifecycle) == int(SeedLifecycleState.DORMANT)
+    return tuple(kernel for kernel in structure.kernels if dormant[structure.row(kernel.layer), kernel.seed])
 
 
 def check_free(model: MorphableModel, layer: str, seed: int) -> None:
@@ -129,6 +139,8 @@ def moved(seeds: SeedState, row: int, seed: int, to: SeedLifecycleState, target:
         fields["target"] = target
     if to in (SeedLifecycleState.CULLED, SeedLifecycleState.DORMANT, SeedLifecycleState.ERROR_RECOVERY):
         fields["alpha"] = 0.0
+    if to is SeedLifecycleState.DORMANT:  # its arrays, if there are any, are nobody's now
+        fields["kernel_id"] = 0
     if to is SeedLifecycleState.ERROR_RECOVERY:
         fields["error_count"] = seeds.error_count[row, seed] + 1
     return seeds.set(row, seed, **fields)
@@ -149,12 +161,34 @@ def vacated(model: MorphableModel, layer: str, seed: int) -> MorphableModel:
 
 
 def with_kernel(model: MorphableModel, kernel: Kernel, arrays: Mapping[str, jax.Array]) -> MorphableModel:
-    """The model with a kernel and its parameters; nothing else of its seed changes."""
-    structure = model.structure
-    kernels = sorted([*structure.kernels, kernel], key=lambda k: (structure.row(k.layer), k.seed))
-    held = {**model.params["kernels"].get(kernel.layer, {}), kernel.seed: dict(arrays)}
-    params = {**model.params, "kernels": {**model.params["kernels"], kernel.layer: held}}
-    return model.replace(params=params, structure=replace(structure, kernels=tuple(kernels)))
+    """The model with a kernel and its parameters, instead of what its seed held; nothing else of its seed changes.
+
+    In the place of a kernel of the same recipe only the arrays are new: the structure, and with it all that was
+    compiled, stays.
+    """
+    structure, of_layer = model.structure, model.params["kernels"].get(kernel.layer, {})
+    held, before = held_kernel(structure, kernel.layer, kernel.seed), of_layer.get(kernel.seed, {})
+    if held is not None and _is_alike(held, before, kernel, arrays):
+        arrays = {name: _placed_like(before[name], array) for name, array in arrays.items()}
+    else:
+        others = [other for other in structure.kernels if other is not held]
+        kernels = sorted([*others, kernel], key=lambda k: (structure.row(k.layer), k.seed))
+        structure = replace(structure, kernels=tuple(kernels))
+    seeds = {**of_layer, kernel.seed: dict(arrays)}
+    params = {**model.params, "kernels": {**model.params["kernels"], kernel.layer: seeds}}
+    return model.replace(params=params, structure=structure)
+
+
+def _is_alike(held: Kernel, before: Mapping[str, jax.Array], kernel: Kernel, arrays: Mapping[str, jax.Array]) -> bool:
+    """Whether a kernel runs by the Programs of the one held: the same recipe, built for the same shapes."""
+    sites = [(one.site.input, one.site.output) for one in (held, kernel)]
+    types = [{name: (a.shape, a.dtype) for name, a in of.items()} for of in (before, arrays)]
+    return held == kernel and sites[0] == sites[1] and types[0] == types[1]
+
+
+def _placed_like(before: jax.Array, array: jax.Array) -> jax.Array:
+    """The array where the other is: a compiled step is found by the devices of what it takes, too."""
+    return jax.device_put(array, before.sharding) if before.committed else array
 
 
 def without_kernel(model: MorphableModel, layer: str, seed: int) -> MorphableModel:
