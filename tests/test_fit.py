@@ -4,7 +4,7 @@ import math
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
@@ -323,6 +323,29 @@ def test_a_germination_takes_along_what_was_culled():
 def test_what_goes_wrong_aside_is_raised_where_training_is():
     with pytest.raises(UnknownBlueprintError, match="no blueprint 'nothing'"):
         run(growth=GROWTH, policy=Script(((sprout(0, "nothing"),),)))
+
+
+@pytest.mark.parametrize("init", ["pairs", "gradmax", "tiny", "least_squares"])
+def test_new_kernels_start_as_the_initialiser_says(init):
+    found = run(growth=GROWTH, policy=Script(((replace(sprout(), init=init),),)), steps=10)
+    (record,) = events(found, "germinate", "declined")
+    assert record.figures["init"] == init and record.step == 10
+    if record.event == "declined":
+        assert record.figures["init_scale"] == 0 and found.model.layers["0"].seeds.lifecycle[0] == S.DORMANT
+    else:
+        kernel = found.model.params["kernels"]["0"][0]
+        drawn = run(growth=GROWTH, policy=Script(LIFE[:1]), steps=10).model.params["kernels"]["0"][0]
+        assert any(not np.array_equal(kernel[name], drawn[name]) for name in kernel)
+
+
+def test_a_kernel_that_an_initialiser_finds_not_worth_having_does_not_germinate():
+    inputs, labels = examples()
+    noise = (jax.random.normal(jax.random.key(9), inputs.shape), labels)
+    fitted = replace(sprout(), init="least_squares")
+    found = run(data=noise, validation=examples(), growth=GROWTH, policy=Script(((fitted,),)), steps=10)
+    (record,) = events(found, "declined")
+    assert "no scale" in record.reason and not events(found, "germinate")
+    assert found.model.structure.kernels == () and found.model.layers["0"].seeds.lifecycle[0] == S.DORMANT
 
 
 def test_actions_are_split_by_the_seeds_whose_kernels_move():

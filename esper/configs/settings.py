@@ -126,6 +126,8 @@ class TamiyoSettings(ConfigModel):
     """How alpha rises while GRAFTING."""
     blend: Literal["add", "lerp", "multiply", "gate"] = "add"
     """How a kernel joins its layer's output."""
+    init: Literal["zero_output", "pairs", "gradmax", "tiny", "least_squares"] = "zero_output"
+    """How new kernels start, where their form allows it; the last two may find that none is worth having."""
     embargo_steps: int = Field(default=100, ge=0)
     """Steps a seed rests after its kernel was culled."""
     kernel_warmup_steps: int = Field(default=20, ge=0)

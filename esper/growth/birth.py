@@ -62,11 +62,13 @@ class Newborn:
         kernel: Its place and recipe.
         params: Its parameters by torch name.
         kernel_id: 32 bits that name it.
+        report: What its initialiser did; None without one.
     """
 
     kernel: Kernel
     params: Params
     kernel_id: int
+    report: Report | None = None
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Random:
         layer, seeds, plans = spots[draw.integers(len(spots))]
         seed, plan = seeds[0], plans[draw.integers(len(plans))]
         reason = f"drawn: step {due[0]}, this layer of {len(spots)}, this blueprint of {len(plans)}"
-        planted = Germinate(layer.name, seed.seed, plan.blueprint, plan.options, reason, plan.blend)
+        planted = plan.germinate((layer.name, seed.seed), reason)
         return (*actions, *clearing(observation, [seed]), planted), replace(memory, due=due[1:])
 
     def _drawn(self, observation: Observation) -> tuple[int, ...]:

@@ -39,7 +39,9 @@ def blueprints_for(site: LayerSite, chosen: Chosen | None) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(dict.fromkeys(found))
 
 
-def plans(model: MorphableModel, chosen: Chosen | None, size: int, blend: str = "add") -> dict[str, tuple[Plan, ...]]:
+def plans(
+    model: MorphableModel, chosen: Chosen | None, size: int, blend: str = "add", init: str = "zero_output"
+) -> dict[str, tuple[Plan, ...]]:
     """What each layer could grow by; layers that nothing fits are left out.
 
     Args:
@@ -47,6 +49,7 @@ def plans(model: MorphableModel, chosen: Chosen | None, size: int, blend: str = 
         chosen: As for `blueprints_for`. Of several, those that do not fit a layer are left out there.
         size: Rank or width of the kernels that have one.
         blend: How they join their layers.
+        init: Their initialiser.
 
     Raises:
         UnknownBlueprintError: A blueprint does not exist, or is not for a layer that it is the only one for, or is
@@ -60,7 +63,7 @@ def plans(model: MorphableModel, chosen: Chosen | None, size: int, blend: str = 
         named, fit = blueprints_for(site, chosen), []
         for blueprint in named:
             try:
-                fit.append(_plan(model, site, blueprint, size, blend))
+                fit.append(_plan(model, site, blueprint, size, blend, init))
             except (UnknownBlueprintError, SeedError) as error:
                 if len(named) == 1:
                     raise
@@ -74,9 +77,9 @@ def plans(model: MorphableModel, chosen: Chosen | None, size: int, blend: str = 
     return found
 
 
-def _plan(model: MorphableModel, site: LayerSite, blueprint: str, size: int, blend: str) -> Plan:
+def _plan(model: MorphableModel, site: LayerSite, blueprint: str, size: int, blend: str, init: str) -> Plan:
     source, found = model.structure.source, model.structure.site(site.name)
     known = dict(source.sprout(blueprint, found, {}, 0).options)
     options = {name: size for name in _SIZES if name in known}
     needed = cost(model, layer=site.name, blueprint=blueprint, options=options, blend=blend)
-    return Plan(blueprint, tuple(options.items()), needed.parameters, needed.flops, needed.bytes, blend)
+    return Plan(blueprint, tuple(options.items()), needed.parameters, needed.flops, needed.bytes, blend, init)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import jax
 
 from esper.growth.credit import Gain
+from esper.growth.initialisers import initialiser
 from esper.growth.scores import FirstOrder
 from esper.growth.verbs import cull, germinate, set_alpha, transition
 from esper.jax_backend.model import MorphableModel
@@ -39,6 +40,7 @@ class Plan:
         flops: Floating-point operations of its forward for one example.
         bytes: Memory of its parameters.
         blend: How it would join the layer.
+        init: Name of the initialiser of its parameters (`esper.growth.initialisers`).
     """
 
     blueprint: str
@@ -47,6 +49,11 @@ class Plan:
     flops: int = 0
     bytes: int = 0
     blend: str = "add"
+    init: str = "zero_output"
+
+    def germinate(self, place: Place, reason: str) -> Germinate:
+        """The action that carries it out at a seed."""
+        return Germinate(*place, self.blueprint, self.options, reason, self.blend, self.init)
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,7 @@ class Germinate:
     options: tuple[tuple[str, Any], ...]
     reason: str
     blend: str = "add"
+    init: str = "zero_output"
 
 
 @dataclass(frozen=True)
@@ -255,10 +263,11 @@ def act(model: MorphableModel, opt_state: State, action: Action, *, key: jax.Arr
 
     Raises:
         SeedError: The action is not possible; an illegal move is an IllegalTransitionError.
+        ArgumentError: A germination whose initialiser looks at data: `fit` gives it those, or `conceive(init=...)`.
     """
     match action:
-        case Germinate(layer, seed, blueprint, options, _, blend):
-            recipe = {"blueprint": blueprint, "options": dict(options), "blend": blend}
+        case Germinate(layer, seed, blueprint, options, _, blend, init):
+            recipe = {"blueprint": blueprint, "options": dict(options), "blend": blend, "init": initialiser(init)}
             return germinate(model, opt_state, layer=layer, seed=seed, key=key, **recipe)
         case Cull(layer, seed):
             return cull(model, opt_state, layer=layer, seed=seed)

@@ -125,6 +125,6 @@ class Tamiyo:
         chosen = list(zip(spot.free, spot.plans, strict=False))
         actions = (
             *clearing(observation, [seed for seed, _ in chosen]),
-            *(Germinate(*seed.place, plan.blueprint, plan.options, reason, plan.blend) for seed, plan in chosen),
+            *(plan.germinate(seed.place, reason) for seed, plan in chosen),
         )
         return actions, replace(memory, stale=0, seen=0, held="")

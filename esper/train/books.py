@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from esper.growth.birth import DoNotGerminate, Newborn
 from esper.growth.policy import Action, Asks, Germinate, Hold, SetAlpha, Transition
 from esper.growth.rows import is_served
 from esper.growth.shapley import EXACT
 from esper.jax_backend.model import MorphableModel
-from esper.train.change import Change
+from esper.train.change import Steps
 from esper.train.checkpoint import Checkpoint
 from esper.train.compiles import CompileCounter, Compiles
-from esper.train.history import Record
+from esper.train.history import Figures, Record
 from esper.train.ledger import Ledger, interval, kernel_names
 from esper.train.step import Learner
 from esper.train.step_cost import Place, StepCost, evaluation_flops, gain_flops, places, statistics_flops, step_flops
@@ -79,12 +80,12 @@ class Books:
         for callback in self._callbacks:
             callback(full, run)
 
-    def changed(self, change: Change, compiles: Compiles, waited: float, run: Run) -> None:
+    def changed(self, steps: Steps, compiles: Compiles, waited: float, run: Run) -> None:
         """Notes a change of structure that was made; what it compiled is its germination's, else its first action's."""
         self._clock += waited
-        heir = next((at for at, action in enumerate(change.actions) if isinstance(action, Germinate)), 0)
-        for place, action in enumerate(change.actions):
-            record = record_of(action, run.done)
+        heir = next((at for at, (action, _) in enumerate(steps) if isinstance(action, Germinate)), 0)
+        for place, (action, newborn) in enumerate(steps):
+            record = _born(record_of(action, run.done), newborn)
             if place == heir:
                 record = replace(record, waited=round(waited, 4))
             self.note(record, run, compiles if place == heir else None)
@@ -170,6 +171,21 @@ def _coalitions(kernels: int) -> int:
     if kernels <= EXACT:
         return 2**kernels if kernels else 0
     return min(2**kernels, _ORDERS * (kernels - 1) + 2)
+
+
+def _born(record: Record, newborn: Newborn | DoNotGerminate | None) -> Record:
+    """The record with what an initialiser said; of one that found no kernel worth having, "declined"."""
+    report = None if newborn is None else newborn.report
+    if report is None:
+        return record
+    said: Figures = {"init": report.initialiser, "init_gain": report.gain, "init_scale": report.scale}
+    if report.check is not None:
+        said |= {"init_check": report.check.mean, "init_check_stderr": report.check.stderr}
+    record = replace(record, figures={**record.figures, **said})
+    if isinstance(newborn, DoNotGerminate):
+        reason = f"no scale of a fitted kernel's output is better than none: {report.check}"
+        return replace(record, event="declined", reason=reason)
+    return record
 
 
 def record_of(action: Action, step: int) -> Record:

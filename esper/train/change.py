@@ -9,22 +9,70 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import numpy as np
 
-from esper.growth.birth import DoNotGerminate, Newborn
-from esper.growth.policy import STRUCTURAL, Action, Germinate, act
+from esper.errors import SeedError
+from esper.growth.birth import DoNotGerminate, Init, Initialised, Newborn, Report
+from esper.growth.initialisers import initialiser
+from esper.growth.line_search import Trial
+from esper.growth.policy import STRUCTURAL, Action, Germinate, Place, act
+from esper.growth.statistics import Statistics, layer_statistics
 from esper.growth.verbs import conceive, enter, transition
 from esper.jax_backend.model import MorphableModel
+from esper.jax_backend.source import Kernel
 from esper.lifecycle import SeedLifecycleState
 from esper.train.compiles import CompileCounter, Compiles
+from esper.train.objective import Objective
 from esper.train.step import TrainState
 
 Compile = Callable[[TrainState], None]
 """Compiles all that will run on a training state of this structure; runs nothing of it."""
 
 Steps = Sequence[tuple[Action, "Newborn | DoNotGerminate | None"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What initialisers look at.
+
+    Attributes:
+        loss: The objective.
+        fit: Training batches, leading axes [batches, examples].
+        check: Held-out batches, likewise.
+    """
+
+    loss: Objective
+    fit: Any
+    check: Any
+
+    def init(self, action: Germinate, model: MorphableModel) -> Init | None:
+        """The initialiser that a germination asks for, with what it has to know; one that does not fit leaves all."""
+        match action.init:
+            case "zero_output":
+                return None
+            case "pairs":
+                return _lenient(initialiser(action.init))
+            case "gradmax":
+                return _lenient(lambda *given: initialiser("gradmax", self._statistics(action, model))(*given))
+        return _lenient(initialiser(action.init, Trial(self.loss, model, self.fit, self.check)))
+
+    def _statistics(self, action: Germinate, model: MorphableModel) -> Statistics:
+        return layer_statistics(self.loss, model, self.fit, layers=[action.layer])[action.layer]
+
+
+def _lenient(init: Init) -> Init:
+    """`init` where it knows the kernel's form; else the parameters stay as the recipe drew them."""
+
+    def tried(params: dict[str, jax.Array], kernel: Kernel, key: jax.Array) -> Any:
+        try:
+            return init(params, kernel, key)
+        except SeedError as error:
+            return Initialised(params, Report(f"zero_output: {error}"))
+
+    return tried
 
 
 @dataclass(frozen=True)
@@ -62,12 +110,13 @@ def announced(state: TrainState, change: Change) -> TrainState:
     return replace(state, model=model)
 
 
-def withdrawn(model: MorphableModel) -> MorphableModel:
-    """The model with seeds that were announced DORMANT again."""
+def withdrawn(model: MorphableModel, only: Place | None = None) -> MorphableModel:
+    """The model with seeds that were announced, all of them or one, DORMANT again."""
     seeds = np.asarray(model.seeds.lifecycle)
     for row, site in enumerate(model.structure.sites):
         for seed in np.flatnonzero(seeds[row] == int(SeedLifecycleState.LOADING)):
-            model = transition(model, layer=site.name, seed=int(seed), to=SeedLifecycleState.DORMANT)
+            if only in (None, (site.name, int(seed))):
+                model = transition(model, layer=site.name, seed=int(seed), to=SeedLifecycleState.DORMANT)
     return model
 
 
@@ -79,7 +128,7 @@ def told(change: Change) -> str:
     return f"{what}; made {when}"
 
 
-def planned(state: TrainState, change: Change) -> tuple[TrainState, Steps]:
+def planned(state: TrainState, change: Change, evidence: Evidence) -> tuple[TrainState, Steps]:
     """The state after the change, and its steps with the kernels that were conceived on the way."""
     steps: list[tuple[Action, Newborn | DoNotGerminate | None]] = []
     for place, action in enumerate(change.actions):
@@ -93,6 +142,7 @@ def planned(state: TrainState, change: Change) -> tuple[TrainState, Steps]:
                 key=jax.random.fold_in(change.key, place),
                 options=dict(action.options),
                 blend=action.blend,
+                init=evidence.init(action, state.model),
             )
         state = _done(state, action, newborn, change.key)
         steps.append((action, newborn))
@@ -107,8 +157,8 @@ def made(state: TrainState, steps: Steps, key: jax.Array) -> TrainState:
 
 
 def _done(state: TrainState, action: Action, newborn: Newborn | DoNotGerminate | None, key: jax.Array) -> TrainState:
-    if isinstance(newborn, DoNotGerminate):
-        return state
+    if isinstance(newborn, DoNotGerminate) and isinstance(action, Germinate):
+        return replace(state, model=withdrawn(state.model, (action.layer, action.seed)))
     if isinstance(newborn, Newborn):
         model, opt_state = enter(state.model, state.opt_state, newborn)
     else:
@@ -127,10 +177,11 @@ class Preparation:
     _error: BaseException | None = None
     _thread: threading.Thread = field(init=False)
 
-    def begin(self, state: TrainState, compile: Compile, *, aside: bool) -> Preparation:
+    def begin(self, state: TrainState, evidence: Evidence, compile: Compile, *, aside: bool) -> Preparation:
         """Prepares the change on a copy of the state: `aside` in a thread of its own, or here and now."""
-        self._thread = threading.Thread(target=self._run, args=(state, compile), name="esper-prepare")
-        self._thread.start() if aside else self._run(state, compile)
+        given = (state, evidence, compile)
+        self._thread = threading.Thread(target=self._run, args=given, name="esper-prepare")
+        self._thread.start() if aside else self._run(*given)
         return self
 
     @property
@@ -143,16 +194,16 @@ class Preparation:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def finish(self, state: TrainState) -> tuple[TrainState, Compiles]:
-        """The change made, waiting for its preparation if need be; and what preparing compiled."""
+    def finish(self, state: TrainState) -> tuple[TrainState, Steps, Compiles]:
+        """The change made, waiting for its preparation if need be; its steps, and what preparing compiled."""
         self.wait()
         if self._error is not None:
             raise self._error
-        return made(state, self._steps, self.change.key), self._compiles
+        return made(state, self._steps, self.change.key), self._steps, self._compiles
 
-    def _run(self, state: TrainState, compile: Compile) -> None:
+    def _run(self, state: TrainState, evidence: Evidence, compile: Compile) -> None:
         try:
-            after, self._steps = planned(state, self.change)
+            after, self._steps = planned(state, self.change, evidence)
             compile(after)
         except BaseException as error:  # raised again in `finish`, in the thread that trains
             self._error = error

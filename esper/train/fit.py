@@ -168,7 +168,7 @@ def fit(
             swap=_swap(growth, every),
             metrics=_metrics(metrics, minimised),
             policy=chosen,
-            plans=plans(model, growth.blueprints, growth.rank, growth.blend) if chosen else {},
+            plans=plans(model, growth.blueprints, growth.rank, growth.blend, growth.init) if chosen else {},
             rank=growth.rank,
             governor=governor,
             stopping=early_stopping,

@@ -17,7 +17,7 @@ from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState as S
 from esper.train import change as changes
 from esper.train.books import Books, record_of
-from esper.train.change import Change, Preparation
+from esper.train.change import Change, Evidence, Preparation
 from esper.train.checkpoint import Checkpoint
 from esper.train.governor import GiveUp, Governor, Memory, Reading, Rollback, Sound, rolled_back
 from esper.train.history import Figures, Record
@@ -25,10 +25,12 @@ from esper.train.ledger import Ledger
 from esper.train.observe import measured, observed, with_health, with_measurements
 from esper.train.step import Learner, Measured, Metric, TrainState, copied, evaluate, train_step
 from esper.train.stopping import EarlyStopping
-from esper.train.stream import Stream
+from esper.train.stream import Stream, together
 
 OnStep = Callable[["Run"], None]
 """Told every step, without waiting for it."""
+
+_RECENT = 8  # training batches that initialisers look at
 
 # What is folded into the run's key; the numbers of steps stay below.
 _GERMINATION, _CREDIT, _RETRY = 2**31, 2**31 + 1, 2**31 + 2
@@ -93,6 +95,7 @@ class Run:
         self._guard: Memory = course.governor.start() if course.governor else Memory()
         self._sound: _Sound | None = None
         self._since, self._batch = 0, None
+        self._recent: list[Any] = []
         self.books = books
         self.done, self.stopped = 0, ""
         self.losses: list[float] = []
@@ -158,6 +161,7 @@ class Run:
             batch = next(self._stream)
             self.books.met(batch, self)
             self._state, self._batch = train_step(self._course.learner, self._state, batch), batch
+            self._recent = [*self._recent[1 - _RECENT :], batch]
             self.done, self._since = self.done + 1, self._since + 1
             self._course.on_step(self)
             if self.stopped:
@@ -233,7 +237,8 @@ class Run:
     def _prepare(self, change: Change) -> None:
         aside = change.due is None or change.due > self.done
         preparation = Preparation(change, self.books.counter)
-        self._preparation = preparation.begin(copied(self._state), self._compile, aside=aside)
+        evidence = Evidence(self._course.learner.objective, together(self._recent), self._held_out)
+        self._preparation = preparation.begin(copied(self._state), evidence, self._compile, aside=aside)
         self._begun = [*(begun for begun in self._begun if not begun.ready), preparation]
 
     def _compile(self, state: TrainState) -> None:
@@ -258,8 +263,8 @@ class Run:
         self.books.account(self._state.model)
         self._preparation = None
         began = time.perf_counter()
-        self._state, compiles = preparation.finish(self._state)
-        self.books.changed(preparation.change, compiles, time.perf_counter() - began, self)
+        self._state, steps, compiles = preparation.finish(self._state)
+        self.books.changed(steps, compiles, time.perf_counter() - began, self)
 
     # ---- health ---------------------------------------------------------------------------------------------
 
