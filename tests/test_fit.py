@@ -275,6 +275,18 @@ def test_only_germination_compiles(swap):
     assert found.model.layers["0"].seeds.lifecycle[0] == S.FOSSILIZED
 
 
+def test_a_germination_of_what_is_in_reserve_compiles_nothing():
+    torch.manual_seed(0)
+    host = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    waiting = esper.wrap(host, reserve={"0": ("mlp", {"width": 4})})
+    found = run(model=waiting, growth=GROWTH.model_copy(update={"swap": 0}), policy=Script(LIFE[:1]), steps=15)
+    (record,) = events(found, "germinate")
+    assert "jit(train_step)" not in record.programs and "jit(evaluate)" not in record.programs
+    assert found.model.structure.kernels and int(found.model.layers["0"].seeds.age[0]) == 10
+    assert found.model.layers["0"].seeds.lifecycle[0] == S.TRAINING
+    assert int(found.opt_state.kernels["0"][0].steps) == 10
+
+
 def test_training_goes_on_while_a_germination_is_compiled():
     threads = set()
     seen = []

@@ -52,7 +52,7 @@ class Books:
         self.counter, self._learner, self._name, self._callbacks = counter, learner, name, callbacks
         self.records: list[Record] = list(before.records) if before else []
         self.ledger = before.ledger if before else Ledger()
-        self._batch: Any = None
+        self._batch: Any = before.recent[-1] if before and before.recent else None
         self._met: set[Any] = set()
         self._steps, self._clock = 0, time.perf_counter()
 

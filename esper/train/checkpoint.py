@@ -28,6 +28,7 @@ class Checkpoint:
         losses: Held-out losses so far.
         records: What happened so far.
         ledger: What it has cost so far.
+        recent: The last training batches, which initialisers look at.
         change: A change of structure that is decided and not yet made.
     """
 
@@ -40,4 +41,5 @@ class Checkpoint:
     losses: tuple[float, ...]
     records: tuple[Record, ...]
     ledger: Ledger
+    recent: tuple[Any, ...] = ()
     change: Change | None = None

@@ -94,7 +94,7 @@ class Run:
         self._memory = course.policy.start() if course.policy else None
         self._guard: Memory = course.governor.start() if course.governor else Memory()
         self._sound: _Sound | None = None
-        self._since, self._batch = 0, None
+        self._since = 0
         self._recent: list[Any] = []
         self.books = books
         self.done, self.stopped = 0, ""
@@ -126,6 +126,7 @@ class Run:
             losses=tuple(self.losses),
             records=tuple(self.books.records),
             ledger=self.books.ledger,
+            recent=tuple(self._recent),
             change=self._preparation.change if self._preparation else None,
         )
 
@@ -133,6 +134,7 @@ class Run:
         """Goes to where the checkpoint is; the stream and the state are there already."""
         self.done, self.losses = checkpoint.done, list(checkpoint.losses)
         self._memory, self._guard = checkpoint.memory, checkpoint.guard
+        self._recent = list(checkpoint.recent)
         self._sound = _Sound(copied(self._state), self.done, len(self.losses), self.books.ledger)
         if checkpoint.change:
             self._prepare(checkpoint.change)
@@ -160,7 +162,7 @@ class Run:
             self._make_if_due()
             batch = next(self._stream)
             self.books.met(batch, self)
-            self._state, self._batch = train_step(self._course.learner, self._state, batch), batch
+            self._state = train_step(self._course.learner, self._state, batch)
             self._recent = [*self._recent[1 - _RECENT :], batch]
             self.done, self._since = self.done + 1, self._since + 1
             self._course.on_step(self)
@@ -244,7 +246,7 @@ class Run:
     def _compile(self, state: TrainState) -> None:
         """Compiles what runs on this structure, for batches like the last one; usually in another thread."""
         learner, one = self._course.learner, np.int32(0)
-        train_step.lower(learner, state, self._batch).compile()
+        train_step.lower(learner, state, self._recent[-1]).compile()
         copied.lower(state).compile()
         self.books.foresee(state.model)
         if self._held_out is not None:

@@ -18,6 +18,7 @@ from esper.growth.isolation import isolated_loss
 from esper.growth.kernel_states import GrowthOptState, Optimizer
 from esper.growth.optimizer import per_kernel
 from esper.growth.recovery import recovered
+from esper.growth.reserve import asleep
 from esper.growth.schedule import Schedule, linear, ramped
 from esper.jax_backend.model import MorphableModel
 from esper.train.governor import finite, spread
@@ -65,7 +66,7 @@ class Learner:
     """
 
     objective: Objective
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     blend_steps: int
     rise: Schedule = linear
     race: int = 1
@@ -89,14 +90,14 @@ class Learner:
 
 
 @lru_cache(maxsize=32)
-def with_kernels(tx: Optimizer, warmup_steps: int) -> optax.GradientTransformation:
+def with_kernels(tx: Optimizer, warmup_steps: int) -> optax.GradientTransformationExtraArgs:
     """`per_kernel(tx)`; cached, so that equal arguments are the same object, hence the same compiled step.
 
     An optimiser that is one of `per_kernel` already stays as it is.
     """
-    if isinstance(tx, optax.GradientTransformation) and isinstance(_state_of(tx), GrowthOptState):
+    if isinstance(tx, optax.GradientTransformationExtraArgs) and isinstance(_state_of(tx), GrowthOptState):
         return tx
-    return per_kernel(tx, warmup_steps=warmup_steps)
+    return optax.with_extra_args_support(per_kernel(tx, warmup_steps=warmup_steps))
 
 
 def _state_of(tx: optax.GradientTransformation) -> Any:
@@ -125,7 +126,7 @@ def train_step(learner: Learner, state: TrainState, batch: Any) -> TrainState:
 
     (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(state.model.params)
     moved, grads = recovered(moved, grads)
-    updates, opt_state = learner.tx.update(grads, state.opt_state, moved.params)
+    updates, opt_state = learner.tx.update(grads, state.opt_state, moved.params, asleep=asleep(moved))
     params = optax.apply_updates(moved.params, updates)
     return replace(
         state,
