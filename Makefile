@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep parity versions lint types bench docs
+.PHONY: help setup demo test sweep parity evidence versions lint types bench docs
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,13 +26,17 @@ demo: setup  ## wrap, train and grow a CNN and an MLP on real images, and get Py
 test: setup  ## the test suite
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-sweep: setup  ## every operator case, where `make test` runs a fixed sample of them
-	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops
+sweep: setup  ## every operator and blueprint case, where `make test` runs a fixed sample of them
+	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops tests/test_blueprints.py
 
 parity: setup  ## every case of tests/parity against eager torch, and docs/coverage.md (an hour or two)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps timm
 	$(TEST_FLAGS) PYTHONPATH=tests $(BIN)/python -W ignore -m parity.run --out build/parity
 	PYTHONPATH=tests $(BIN)/python -m parity.report build/parity docs/coverage.md
+
+evidence: setup  ## whether growth pays: every claim against equal budgets, and docs/evidence.md (about an hour)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[evidence]'
+	$(BIN)/python -m benchmarks.evidence
 
 versions: .venv-torch-$(TORCH)/ready  ## the core tests on another torch release: make versions TORCH=2.12.0
 	$(TEST_FLAGS) .venv-torch-$(TORCH)/bin/python -m pytest -n 2 -q tests/test_import.py tests/test_extension.py \

@@ -7,7 +7,13 @@ from zlib import crc32
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 # One case in so many runs by default, always the same ones.
-SHARES = {"tests/ops/": 4, "test_parity.py::test_semantics": 4, "test_parity.py::": 10}
+SHARES = {
+    "tests/ops/": 4,
+    "test_blueprints.py::test_a_live": 3,
+    "test_blueprints.py::test_a_blueprint_keeps": 3,
+    "test_parity.py::test_semantics": 4,
+    "test_parity.py::": 10,
+}
 
 
 def pytest_addoption(parser):

@@ -190,6 +190,7 @@ def _loading(job: Job) -> dict[str, str]:
         ): f"the same, and seeds as metadata: safetensors.torch.load_file({str(files['tensors'])!r})",
         str(files["history"]): "every event, one JSON object a line",
         str(files["certificate"]): "the certificate above",
+        str(files["ledger"]): "where the work went, as in the table above",
     }
 
 

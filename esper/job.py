@@ -23,6 +23,8 @@ from esper.train.data import SHAPES, Dataset, load
 from esper.train.history import Record, write
 from esper.train.loop import Result, grow
 
+_PLAIN = {"history": "history.jsonl", "certificate": "certificate.json", "ledger": "ledger.json"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -146,7 +148,8 @@ def _write(
     place.mkdir(parents=True, exist_ok=True)
     metadata = {"esper": __version__, "seeds": json.dumps(seed_metadata(growth.model))}
     files = save_module(trained, place, metadata)
-    files |= {"history": place / "history.jsonl", "certificate": place / "certificate.json"}
+    files |= {name: place / file for name, file in _PLAIN.items()}
+    files["ledger"].write_text(json.dumps(growth.ledger.as_dict(), indent=2) + "\n", encoding="utf-8")
     write(files["history"], (*growth.records, *(control.records if control else ())))
     files["certificate"].write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
     return files
