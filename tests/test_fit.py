@@ -161,7 +161,7 @@ def test_without_held_out_data_the_training_loss_counts():
         ),
         ({"data": [(np.ones((4, 7), np.float32), np.zeros(4, int))]}, "[4, 7]"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_fitted_is_said_before_anything_runs(changes, message):
     with pytest.raises(esper.errors.EsperError, match=re.escape(message)):

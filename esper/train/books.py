@@ -54,6 +54,7 @@ class Books:
         self.ledger = before.ledger if before else Ledger()
         self._batch: Any = before.recent[-1] if before and before.recent else None
         self._met: set[Any] = set()
+        self._compiled = Compiles()
         self._steps, self._clock = 0, time.perf_counter()
 
     def note(self, record: Record, run: Run, compiles: Compiles | None = None) -> None:
@@ -64,9 +65,8 @@ class Books:
             run: The run it happened to.
             compiles: What another thread compiled for it.
         """
-        own = self.counter.take()
-        self._clock += own.seconds  # which is no time of the steps around it
-        caused = own + (compiles or Compiles())
+        self._clock += self._heard()
+        caused, self._compiled = self._compiled + (compiles or Compiles()), Compiles()
         if caused.programs:
             self.ledger = self.ledger.add("compile", seconds=caused.seconds, count=len(caused))
         full = replace(
@@ -115,16 +115,17 @@ class Books:
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """What happens inside is time of this phase."""
+        self._clock += self._heard()
         began = time.perf_counter()
         yield
         spent = time.perf_counter() - began
         self._clock += spent
-        self.ledger = self.ledger.add(phase, seconds=spent)
+        self.ledger = self.ledger.add(phase, seconds=max(0.0, spent - self._heard()))
 
     def account(self, model: MorphableModel) -> None:
         """Accounts for the steps since the last time, all with the structure and the seeds of this model."""
         now = time.perf_counter()
-        steps, seconds = self._steps, max(0.0, now - self._clock)
+        steps, seconds = self._steps, max(0.0, now - self._clock - self._heard())
         self._steps, self._clock = 0, now
         if not steps:
             return
@@ -136,6 +137,12 @@ class Books:
         live, training = places(model)
         self._step_cost(model, live, training)
         self._step_cost(model, live | training, frozenset())
+
+    def _heard(self) -> float:
+        """Seconds of the compiles in this thread since the last time, which are no time of what they happened in."""
+        own = self.counter.take()
+        self._compiled += own
+        return own.seconds
 
     def _step_cost(self, model: MorphableModel, live: frozenset[Place], training: frozenset[Place]) -> StepCost:
         learner = self._learner

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from esper.errors import SeedError
@@ -27,6 +28,7 @@ from esper.lifecycle import SeedLifecycleState
 from esper.train.compiles import CompileCounter, Compiles
 from esper.train.objective import Objective
 from esper.train.step import TrainState
+from esper.train.stream import together
 
 Compile = Callable[[TrainState], None]
 """Compiles all that will run on a training state of this structure; runs nothing of it."""
@@ -40,13 +42,19 @@ class Evidence:
 
     Attributes:
         loss: The objective.
-        fit: Training batches, leading axes [batches, examples].
-        check: Held-out batches, likewise.
+        recent: Training batches, the latest last.
+        check: Held-out batches, leading axes [batches, examples].
     """
 
     loss: Objective
-    fit: Any
+    recent: Sequence[Any]
     check: Any
+
+    @property
+    def fit(self) -> Any:
+        """The training batches that are of the latest one's shape, leading axes [batches, examples]."""
+        shapes = [jax.tree.map(jnp.shape, batch) for batch in self.recent]
+        return together([batch for batch, shape in zip(self.recent, shapes, strict=True) if shape == shapes[-1]])
 
     def init(self, action: Germinate, model: MorphableModel) -> Init | None:
         """The initialiser that a germination asks for, with what it has to know; one that does not fit leaves all."""

@@ -25,7 +25,7 @@ from esper.train.ledger import Ledger
 from esper.train.observe import measured, observed, with_health, with_measurements
 from esper.train.step import Learner, Measured, Metric, TrainState, copied, evaluate, train_step
 from esper.train.stopping import EarlyStopping
-from esper.train.stream import Stream, together
+from esper.train.stream import Stream
 
 OnStep = Callable[["Run"], None]
 """Told every step, without waiting for it."""
@@ -91,6 +91,7 @@ class Run:
         self._course, self._state, self._stream, self._held_out = course, state, stream, held_out
         self._preparation: Preparation | None = None
         self._begun: list[Preparation] = []
+        self._waited = 0.0
         self._memory = course.policy.start() if course.policy else None
         self._guard: Memory = course.governor.start() if course.governor else Memory()
         self._sound: _Sound | None = None
@@ -238,9 +239,11 @@ class Run:
 
     def _prepare(self, change: Change) -> None:
         aside = change.due is None or change.due > self.done
+        self._waited = -time.perf_counter()
         preparation = Preparation(change, self.books.counter)
-        evidence = Evidence(self._course.learner.objective, together(self._recent), self._held_out)
+        evidence = Evidence(self._course.learner.objective, tuple(self._recent), self._held_out)
         self._preparation = preparation.begin(copied(self._state), evidence, self._compile, aside=aside)
+        self._waited += time.perf_counter()
         self._begun = [*(begun for begun in self._begun if not begun.ready), preparation]
 
     def _compile(self, state: TrainState) -> None:
@@ -266,7 +269,7 @@ class Run:
         self._preparation = None
         began = time.perf_counter()
         self._state, steps, compiles = preparation.finish(self._state)
-        self.books.changed(steps, compiles, time.perf_counter() - began, self)
+        self.books.changed(steps, compiles, self._waited + time.perf_counter() - began, self)
 
     # ---- health ---------------------------------------------------------------------------------------------
 
