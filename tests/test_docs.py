@@ -27,7 +27,7 @@ def test_readme_code_runs():
 
 
 def test_the_page_on_growing_runs():
-    scope = run_blocks("docs/growing.md", 3)
+    scope = run_blocks("docs/growing.md", 5)
     assert scope["result"].records[-1].event == "end" and scope["result"].checkpoint.done == 120
 
 
