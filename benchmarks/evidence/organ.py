@@ -1,0 +1,144 @@
+"""B1, the right organ: a race of blueprints on signals, for which an MLP is the wrong network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.evidence.arms import Outcome, Pairs, Task, arm
+from benchmarks.evidence.grown import Growing, grown, winner
+from benchmarks.evidence.hosts import Graft, Host, Mlp, born, count
+from benchmarks.evidence.learning import Schooling
+from benchmarks.evidence.results import Arm, Benchmark, Claim, Run, spelt
+from benchmarks.evidence.signals import published
+from benchmarks.evidence.static import step_flops, trained
+from esper.configs import TamiyoSettings
+from esper.growth.controls import Random
+from esper.growth.tamiyo import Tamiyo
+
+STEPS, WIDTH = 3000, 16
+HOST = Host(Mlp((40, 100, 100, 10)), "0")
+CANDIDATES = ["mlp", "conv1d", "low_rank"]
+SCHOOLING = Schooling(STEPS)
+GROWTH = Growing(
+    TamiyoSettings(
+        trigger="always",
+        blueprints={"0": CANDIDATES},
+        race=len(CANDIDATES),
+        rank=WIDTH,
+        train_steps=100,
+        blend_steps=100,
+        hold_steps=100,
+        max_kernels=1,
+        swap=0,
+    ),
+    every=100,
+)
+SMALL, CONV, ESPER, SAME = "small host", "conv from the start", "esper", "MLP of equal parameters"
+
+
+def run() -> Benchmark:
+    """All arms and claims."""
+    task = Task(published(), rates=(3e-3, 1e-2, 3e-2), tuning=(100, 101), keys=tuple(range(10)))
+    conv = (Graft("conv1d", (("width", WIDTH),)),)
+    size = count(born(HOST, 0, conv))
+    mlp = (Graft("mlp", (("width", _fitting(size, "mlp", "width")),)),)
+    adapters = tuple(Graft("low_rank", (("rank", 40),)) for _ in range(_fitting(size, "low_rank", "rank") // 40))
+    per_step = {grafts: step_flops(born(HOST, 0, grafts), SCHOOLING, task.data.train) for grafts in (conv, mlp)}
+    equal = Schooling(_even(STEPS * per_step[conv] / per_step[mlp]))
+
+    def static(name: str, about: str, grafts: tuple[Graft, ...], schooling: Schooling = SCHOOLING) -> Arm:
+        def runner(pairs: Pairs) -> list[Outcome]:
+            models = [born(HOST, key, grafts) for key, _ in pairs]
+            return trained(models, [rate for _, rate in pairs], [key for key, _ in pairs], schooling, task)
+
+        return arm(name, about, schooling.steps, runner, task)[0]
+
+    def growing(name: str, about: str, policy: Callable[[int], Tamiyo | Random]) -> Arm:
+        def runner(pairs: Pairs) -> list[Outcome]:
+            return [grown(born(HOST, k), k, rate, SCHOOLING, GROWTH, policy(k), task) for k, rate in pairs]
+
+        return arm(name, about, STEPS, runner, task)[0]
+
+    arms = (
+        static(SMALL, "The host alone, an MLP 40-100-100-10.", ()),
+        static(SAME, "The host with an MLP beside its first layer, of as many parameters as the conv.", mlp),
+        static("that MLP, equal FLOPs", "The same for as many FLOPs as conv from the start takes.", mlp, equal),
+        static("low-rank adapters", "The host with low-rank kernels of as many parameters in all.", adapters),
+        static(CONV, "The host with the conv1d kernel, the network that esper ends with, from scratch.", conv),
+        growing("random growth", "One of the three blueprints, drawn, at a time that is drawn.", partial(_drawn, 1)),
+        growing(ESPER, "Tamiyo races the three blueprints and nothing.", lambda key: Tamiyo(GROWTH.settings)),
+    )
+    found = {one.name: one for one in arms}
+    return Benchmark(
+        name="B1",
+        title="The right organ",
+        setup=(
+            "mnist1d as published: 4,000 training and 1,000 test signals; 1,000 more for validation.",
+            f"Host: an MLP 40-100-100-10. Candidates beside its first layer: {', '.join(CANDIDATES)} of width or rank "
+            f"{WIDTH}, and nothing.",
+            f"{STEPS} steps of 100 examples, AdamW, cosine to 0; learning rates {_listed(task.rates)} for every arm, "
+            f"chosen by validation accuracy on keys {_listed(task.tuning)}; results are of keys 0 to 9.",
+            "esper: evaluation every 100 steps; growth is allowed from the first evaluation on; 100 steps each of "
+            "training in a race, blending and trial.",
+        ),
+        metric="accuracy, %",
+        higher_is_better=True,
+        claims=tuple(_claims(found)),
+        arms=arms,
+    )
+
+
+def _drawn(kernels: int, key: int) -> Random:
+    return Random(GROWTH.settings, kernels, key)
+
+
+def _claims(found: dict[str, Arm]) -> list[Claim]:
+    esper, conv = found[ESPER], found[CONV]
+    picks = [winner(run.events) for run in esper.runs]
+    first = [_germinated(run) / STEPS for run in esper.runs]
+    right = picks.count("conv1d")
+    others = ", ".join(sorted({pick or "nothing" for pick in picks} - {"conv1d"}))
+    ratios = [run.flops / conv.mean("flops") for run in esper.runs]
+    gaps = [ours.test - theirs.test for ours, theirs in zip(esper.runs, conv.runs, strict=True)]
+    made = [
+        Claim("The policy picks the conv", ">= 9 of 10 keys", f"{right} of {len(picks)}", right >= 9, others),
+        Claim(
+            "Germinated early",
+            "within the first 10 % of the steps",
+            f"at {100 * max(first):.0f} % at the latest",
+            max(first) <= 0.1,
+        ),
+    ]
+    for name in (SMALL, SAME):
+        gains = [ours.test - theirs.test for ours, theirs in zip(esper.runs, found[name].runs, strict=True)]
+        made.append(Claim(f"Over {name}", ">= +15 points", f"{spelt(gains)} points", statistics.fmean(gains) >= 15))
+    made += [
+        Claim("Beside conv from the start", "within 3 points", f"{spelt(gaps)} points", statistics.fmean(gaps) >= -3),
+        Claim(
+            "FLOPs beside conv from the start, culled kernels and evaluations included",
+            "<= 1.15 times",
+            f"{spelt(ratios, 3)} times",
+            statistics.fmean(ratios) <= 1.15,
+        ),
+    ]
+    return made
+
+
+def _germinated(run: Run) -> int:
+    return min((event.step for event in run.events if event.what == "germinate"), default=STEPS)
+
+
+def _fitting(size: int, blueprint: str, option: str) -> int:
+    """The option at which host and kernel have `size` parameters."""
+    smaller, larger = (count(born(HOST, 0, (Graft(blueprint, ((option, at),)),))) for at in (8, 16))
+    return round(8 + (size - smaller) / ((larger - smaller) / 8))
+
+
+def _even(steps: float) -> int:
+    return round(steps / 20) * 20
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
