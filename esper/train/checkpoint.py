@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from esper.growth.policy import Observation
 from esper.train.change import Change
 from esper.train.governor import Memory
 from esper.train.history import Record
@@ -30,6 +31,7 @@ class Checkpoint:
         ledger: What it has cost so far.
         recent: The last training batches, which initialisers look at.
         change: A change of structure that is decided and not yet made.
+        undecided: What the policy was shown and has not answered yet.
     """
 
     state: TrainState
@@ -43,3 +45,4 @@ class Checkpoint:
     ledger: Ledger
     recent: tuple[Any, ...] = ()
     change: Change | None = None
+    undecided: Observation | None = None

@@ -97,6 +97,7 @@ class Run:
         self._sound: _Sound | None = None
         self._since = 0
         self._recent: list[Any] = []
+        self._undecided: Observation | None = None
         self.books = books
         self.done, self.stopped = 0, ""
         self.losses: list[float] = []
@@ -116,7 +117,10 @@ class Run:
         self.stopped = self.stopped or reason
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it is, in arrays of its own. Taken at an evaluation, it can be gone on from exactly."""
+        """The run as it is, in arrays of its own.
+
+        One that is taken when an evaluation is told, or after the run, can be gone on from exactly.
+        """
         return Checkpoint(
             state=copied(self._state),
             done=self.done,
@@ -129,6 +133,7 @@ class Run:
             ledger=self.books.ledger,
             recent=tuple(self._recent),
             change=self._preparation.change if self._preparation else None,
+            undecided=self._undecided,
         )
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -139,6 +144,8 @@ class Run:
         self._sound = _Sound(copied(self._state), self.done, len(self.losses), self.books.ledger)
         if checkpoint.change:
             self._prepare(checkpoint.change)
+        if checkpoint.undecided:
+            self._decide(checkpoint.undecided)
 
     def go(self) -> None:
         """Runs until the last step, or until it is stopped."""
@@ -182,11 +189,11 @@ class Run:
             return
         self.losses.append(loss)
         self._make_if_due()
-        observation = self._observe(train_loss, figures)
+        self._undecided = self._observe(train_loss, figures)
         self._state = self._state.rewound()
         self.books.note(Record(self.done, "evaluate", figures=figures), self)
-        if observation is not None and not self.stopped:
-            self._decide(observation)
+        if self._undecided is not None and not self.stopped:
+            self._decide(self._undecided)
         if self._course.stopping and (reason := self._course.stopping.reason(self.losses)):
             self.stop(reason)
 
@@ -223,6 +230,7 @@ class Run:
     def _decide(self, observation: Observation) -> None:
         assert self._course.policy is not None
         actions, self._memory = self._course.policy(observation, self._memory)
+        self._undecided = None
         at_once, deferred = changes.split(actions)
         for action in at_once:
             model, opt_state = act(self._state.model, self._state.opt_state, action, key=self._state.key)
