@@ -100,19 +100,18 @@ def per_kernel(tx: Optimizer, *, warmup_steps: int = 20) -> optax.GradientTransf
             raise ValueError("per_kernel needs the parameters: tx.update(grads, opt_state, model.params)")
         _check(updates, state, extra)
         host_updates, host = inner.update(updates["host"], state.host, params["host"], **_part(extra, "host"))
-        kernel_updates: dict[str, Any] = {}
-        kernels: dict[str, dict[int, KernelOptState]] = {}
-        for layer, held in updates["kernels"].items():
-            kernel_updates[layer], kernels[layer] = {}, {}
-            for seed, grads in held.items():
-                own, tree = state.kernels[layer][seed], params["kernels"][layer][seed]
-                step = partial(kernel_step, host=state.host, extra=_part(extra, "kernels", layer, seed))
-                if asleep is not None and seed in asleep.get(layer, {}):
-                    step = partial(_unless, asleep[layer][seed], step)
-                kernel_updates[layer][seed], kernels[layer][seed] = step(grads, own, tree)
+        step = partial(_each, partial(kernel_step, host=state.host), asleep=asleep or {}, extra=extra)
+        if asleep and jax.tree.structure(asleep) == jax.tree.structure(state.kernels, is_leaf=_is_one):
+            # One choice instead of many while all sleep.
+            step = partial(_unless, jnp.stack(jax.tree.leaves(asleep)).all(), step)
+        kernel_updates, kernels = step(updates["kernels"], state.kernels, params["kernels"])
         return {"host": host_updates, "kernels": kernel_updates}, state.replace(host=strong(host), kernels=kernels)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _is_one(node: Any) -> bool:
+    return isinstance(node, KernelOptState)
 
 
 def strong(state: Any) -> Any:
@@ -142,13 +141,35 @@ def _newborn(tx: optax.GradientTransformation, tree: Any, host: Any, place: str)
     return KernelOptState(inner, jnp.zeros((), jnp.int32))
 
 
+def _each(
+    kernel_step: Callable[..., tuple[Any, KernelOptState]],
+    grads: Any,
+    states: Any,
+    params: Any,
+    *,
+    asleep: Asleep,
+    extra: dict[str, Any],
+) -> tuple[Any, Any]:
+    """A step of every kernel that is awake."""
+    updates: dict[str, Any] = {}
+    after: dict[str, dict[int, KernelOptState]] = {}
+    for layer, held in grads.items():
+        updates[layer], after[layer] = {}, {}
+        for seed, own in held.items():
+            step = partial(kernel_step, extra=_part(extra, "kernels", layer, seed))
+            if seed in asleep.get(layer, {}):
+                step = partial(_unless, asleep[layer][seed], step)
+            updates[layer][seed], after[layer][seed] = step(own, states[layer][seed], params[layer][seed])
+    return updates, after
+
+
 def _unless(
-    sleeps: jax.Array, step: Callable[..., tuple[Any, KernelOptState]], grads: Any, own: KernelOptState, tree: Any
-) -> tuple[Any, KernelOptState]:
-    """A kernel's step, or none while it sleeps."""
+    sleeps: jax.Array, step: Callable[..., tuple[Any, Any]], grads: Any, own: Any, tree: Any
+) -> tuple[Any, Any]:
+    """A step of one kernel or of many, or none while they sleep."""
     updates = jax.eval_shape(step, grads, own, tree)[0]
 
-    def rest(grads: Any, own: KernelOptState, tree: Any) -> tuple[Any, KernelOptState]:
+    def rest(grads: Any, own: Any, tree: Any) -> tuple[Any, Any]:
         # To add -0 changes no number; 0 would make a 0 of -0.
         return jax.tree.map(lambda leaf: -jnp.zeros(leaf.shape, leaf.dtype), updates), own
 
