@@ -67,10 +67,25 @@ Pairs = Sequence[tuple[int, float]]
 Runner = Callable[[Pairs], list[Outcome]]
 
 
-def arm(name: str, about: str, steps: int, runner: Runner, task: Task) -> tuple[Arm, list[Outcome]]:
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """An arm before it is run: its name, what it is, its steps, and what runs it."""
+
+    name: str
+    about: str
+    steps: int
+    runner: Runner
+
+
+def arm(spec: Spec, task: Task) -> Arm:
     """Sweeps an arm, runs it, and looks at the test split, once."""
+    return with_outcomes(spec, task)[0]
+
+
+def with_outcomes(spec: Spec, task: Task) -> tuple[Arm, list[Outcome]]:
+    """The arm, and what came out of every run."""
     tried = [(key, rate) for rate in task.rates for key in task.tuning]
-    found = runner(tried)
+    found = spec.runner(tried)
     swept = {
         rate: statistics.fmean(getattr(o, task.by) for (_, r), o in zip(tried, found, strict=True) if r == rate)
         for rate in task.rates
@@ -78,12 +93,12 @@ def arm(name: str, about: str, steps: int, runner: Runner, task: Task) -> tuple[
     best = (min if task.by == "loss" else max)(swept, key=lambda rate: swept[rate])
     known = {key: outcome for (key, rate), outcome in zip(tried, found, strict=True) if rate == best}
     missing = [key for key in task.keys if key not in known]
-    known |= dict(zip(missing, runner([(key, best) for key in missing]), strict=True)) if missing else {}
+    known |= dict(zip(missing, spec.runner([(key, best) for key in missing]), strict=True)) if missing else {}
     outcomes = [known[key] for key in task.keys]
     runs = tuple(_run(key, outcome, task) for key, outcome in zip(task.keys, outcomes, strict=True))
-    made = Arm(name, about, steps, runs, best, {f"{rate:g}": value for rate, value in swept.items()})
+    made = Arm(spec.name, spec.about, spec.steps, runs, best, {f"{rate:g}": value for rate, value in swept.items()})
     print(
-        f"  {name}: rate {best:g} of {made.swept}, test {made.mean():.2f} ± {made.spread():.2f}, "
+        f"  {spec.name}: rate {best:g} of {made.swept}, test {made.mean():.2f} ± {made.spread():.2f}, "
         f"{made.mean('flops') / 1e9:.2f} GFLOPs, {made.mean('seconds'):.1f} s a run",
         flush=True,
     )

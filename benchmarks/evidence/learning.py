@@ -13,6 +13,9 @@ import optax
 from benchmarks.evidence.signals import Split
 from esper.jax_backend.model import MorphableModel
 
+RATES = (3e-3, 1e-2, 3e-2, 6e-2)
+"""The learning rates every arm is swept over."""
+
 
 @dataclass(frozen=True)
 class Schooling:

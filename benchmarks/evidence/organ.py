@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.evidence.arms import Outcome, Pairs, Task, arm
+from benchmarks.evidence.arms import Outcome, Pairs, Spec, Task, arm
 from benchmarks.evidence.grown import Growing, grown, winner
 from benchmarks.evidence.hosts import Graft, Host, Mlp, born, count
-from benchmarks.evidence.learning import Schooling
+from benchmarks.evidence.learning import RATES, Schooling
 from benchmarks.evidence.results import Arm, Benchmark, Claim, Run, spelt
 from benchmarks.evidence.signals import published
 from benchmarks.evidence.static import step_flops, trained
@@ -18,7 +18,7 @@ from esper.growth.controls import Random
 from esper.growth.tamiyo import Tamiyo
 
 STEPS, WIDTH = 3000, 16
-HOST = Host(Mlp((40, 100, 100, 10)), "0")
+HOST = Host(Mlp((40, 32, 32, 10)), "0")
 CANDIDATES = ["mlp", "conv1d", "low_rank"]
 SCHOOLING = Schooling(STEPS)
 GROWTH = Growing(
@@ -28,60 +28,69 @@ GROWTH = Growing(
         race=len(CANDIDATES),
         rank=WIDTH,
         train_steps=100,
-        blend_steps=100,
-        hold_steps=100,
+        blend_steps=50,
+        hold_steps=50,
         max_kernels=1,
         swap=0,
     ),
-    every=100,
+    every=50,
 )
 SMALL, CONV, ESPER, SAME = "small host", "conv from the start", "esper", "MLP of equal parameters"
 
 
 def run() -> Benchmark:
     """All arms and claims."""
-    task = Task(published(), rates=(3e-3, 1e-2, 3e-2), tuning=(100, 101), keys=tuple(range(10)))
+    task = Task(published(), RATES, tuning=(0, 1), keys=tuple(range(10)))
+    return benchmark(tuple(arm(spec, task) for spec in specs(task)), task)
+
+
+def specs(task: Task) -> list[Spec]:
+    """All arms."""
     conv = (Graft("conv1d", (("width", WIDTH),)),)
     size = count(born(HOST, 0, conv))
     mlp = (Graft("mlp", (("width", _fitting(size, "mlp", "width")),)),)
-    adapters = tuple(Graft("low_rank", (("rank", 40),)) for _ in range(_fitting(size, "low_rank", "rank") // 40))
+    adapters = tuple(Graft("low_rank", (("rank", 32),)) for _ in range(_fitting(size, "low_rank", "rank") // 32))
     per_step = {grafts: step_flops(born(HOST, 0, grafts), SCHOOLING, task.data.train) for grafts in (conv, mlp)}
     equal = Schooling(_even(STEPS * per_step[conv] / per_step[mlp]))
 
-    def static(name: str, about: str, grafts: tuple[Graft, ...], schooling: Schooling = SCHOOLING) -> Arm:
+    def static(name: str, about: str, grafts: tuple[Graft, ...], schooling: Schooling = SCHOOLING) -> Spec:
         def runner(pairs: Pairs) -> list[Outcome]:
             models = [born(HOST, key, grafts) for key, _ in pairs]
             return trained(models, [rate for _, rate in pairs], [key for key, _ in pairs], schooling, task)
 
-        return arm(name, about, schooling.steps, runner, task)[0]
+        return Spec(name, about, schooling.steps, runner)
 
-    def growing(name: str, about: str, policy: Callable[[int], Tamiyo | Random]) -> Arm:
+    def growing(name: str, about: str, policy: Callable[[int], Tamiyo | Random]) -> Spec:
         def runner(pairs: Pairs) -> list[Outcome]:
             return [grown(born(HOST, k), k, rate, SCHOOLING, GROWTH, policy(k), task) for k, rate in pairs]
 
-        return arm(name, about, STEPS, runner, task)[0]
+        return Spec(name, about, STEPS, runner)
 
-    arms = (
-        static(SMALL, "The host alone, an MLP 40-100-100-10.", ()),
+    return [
+        static(SMALL, "The host alone, an MLP 40-32-32-10.", ()),
         static(SAME, "The host with an MLP beside its first layer, of as many parameters as the conv.", mlp),
         static("that MLP, equal FLOPs", "The same for as many FLOPs as conv from the start takes.", mlp, equal),
         static("low-rank adapters", "The host with low-rank kernels of as many parameters in all.", adapters),
         static(CONV, "The host with the conv1d kernel, the network that esper ends with, from scratch.", conv),
         growing("random growth", "One of the three blueprints, drawn, at a time that is drawn.", partial(_drawn, 1)),
         growing(ESPER, "Tamiyo races the three blueprints and nothing.", lambda key: Tamiyo(GROWTH.settings)),
-    )
+    ]
+
+
+def benchmark(arms: tuple[Arm, ...], task: Task) -> Benchmark:
+    """What came out."""
     found = {one.name: one for one in arms}
     return Benchmark(
         name="B1",
         title="The right organ",
         setup=(
             "mnist1d as published: 4,000 training and 1,000 test signals; 1,000 more for validation.",
-            f"Host: an MLP 40-100-100-10. Candidates beside its first layer: {', '.join(CANDIDATES)} of width or rank "
+            f"Host: an MLP 40-32-32-10. Candidates beside its first layer: {', '.join(CANDIDATES)} of width or rank "
             f"{WIDTH}, and nothing.",
             f"{STEPS} steps of 100 examples, AdamW, cosine to 0; learning rates {_listed(task.rates)} for every arm, "
             f"chosen by validation accuracy on keys {_listed(task.tuning)}; results are of keys 0 to 9.",
-            "esper: evaluation every 100 steps; growth is allowed from the first evaluation on; 100 steps each of "
-            "training in a race, blending and trial.",
+            "esper: evaluation every 50 steps; growth is allowed from the first evaluation on; 100 steps of training "
+            "in a race, 50 each of blending and trial.",
         ),
         metric="accuracy, %",
         higher_is_better=True,

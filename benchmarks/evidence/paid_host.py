@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from benchmarks.evidence.arms import Outcome, Pairs, Runner, Task, arm
+from benchmarks.evidence.arms import Outcome, Pairs, Runner, Spec, Task, arm, with_outcomes
 from benchmarks.evidence.grown import Growing, grown, winner
 from benchmarks.evidence.hosts import Graft, extended
 from benchmarks.evidence.learning import Schooling
@@ -57,13 +57,8 @@ def run() -> Benchmark:
     held = Split(data.validation.inputs[:HELD_OUT], data.validation.labels[:HELD_OUT])
     keys = tuple(range(5))
     task = Task(data._replace(validation=held), rates=(1e-2, 3e-2, 6e-2), tuning=(0, 1), keys=keys, by="loss")
-    host, outcomes = arm(
-        HOST_ARM,
-        f"An MLP 40-{SMALL}-10; its FLOPs are counted apart.",
-        STEPS,
-        static(HOST, Schooling(STEPS), task),
-        task,
-    )
+    about = f"An MLP 40-{SMALL}-10; its FLOPs are counted apart."
+    host, outcomes = with_outcomes(Spec(HOST_ARM, about, STEPS, static(HOST, Schooling(STEPS), task)), task)
     hosts = {key: outcome.model for key, outcome in zip(keys, outcomes, strict=True)}
     esper = _grown(task, hosts)
     arms = [host, *_from_scratch(task, esper.mean("flops")), *_beside(task, hosts, esper), esper]
@@ -90,7 +85,7 @@ def run() -> Benchmark:
 
 def _grown(task: Task, hosts: Hosts) -> Arm:
     about = "The trained host, frozen; Tamiyo races two kernels beside it and nothing."
-    return arm(ESPER, about, GROWN_STEPS, _growing(task, hosts, lambda key: Tamiyo(SETTINGS)), task)[0]
+    return arm(Spec(ESPER, about, GROWN_STEPS, _growing(task, hosts, lambda key: Tamiyo(SETTINGS))), task)
 
 
 def _growing(task: Task, hosts: Hosts, policy: Callable[[int], Tamiyo | Random]) -> Runner:
@@ -107,7 +102,7 @@ def _growing(task: Task, hosts: Hosts, policy: Callable[[int], Tamiyo | Random])
 
 def _from_scratch(task: Task, flops: float) -> list[Arm]:
     """The big network and the grown one from scratch, with several budgets."""
-    made = [arm(BIG_ARM, "From scratch.", STEPS, static(LARGE, Schooling(STEPS), task), task)[0]]
+    made = [arm(Spec(BIG_ARM, "From scratch.", STEPS, static(LARGE, Schooling(STEPS), task)), task)]
     for name, about, host, grafts, times in (
         ("big, FLOPs of extending", "From scratch, for as many FLOPs as esper takes.", LARGE, (), 1.0),
         ("big, 4 times these FLOPs", "Likewise.", LARGE, (), 4.0),
@@ -116,29 +111,28 @@ def _from_scratch(task: Task, flops: float) -> list[Arm]:
         (f"{SCRATCH}, twice the FLOPs", "Likewise.", HOST, (CONV,), 2.0),
     ):
         steps = steps_for(times * flops, host, task, grafts)
-        made.append(arm(name, about, steps, static(host, Schooling(steps), task, grafts), task)[0])
+        made.append(arm(Spec(name, about, steps, static(host, Schooling(steps), task, grafts)), task))
     return made
 
 
 def _beside(task: Task, hosts: Hosts, esper: Arm) -> list[Arm]:
     """The other ways to extend the host."""
     grafts = adapters(round(esper.mean("parameters")))
-    return [
-        arm(
+    specs = [
+        Spec(
             "low-rank adapters",
             "The trained host, frozen, with low-rank kernels from the first step, as many parameters as esper's.",
             GROWN_STEPS,
             _adapted(task, hosts, grafts),
-            task,
-        )[0],
-        arm(
+        ),
+        Spec(
             "random growth",
             "The trained host, frozen; one of the two kernels, drawn, at a time that is drawn.",
             GROWN_STEPS,
             _growing(task, hosts, lambda key: Random(SETTINGS, 1, key)),
-            task,
-        )[0],
+        ),
     ]
+    return [arm(spec, task) for spec in specs]
 
 
 def _adapted(task: Task, hosts: Hosts, grafts: Sequence[Graft]) -> Runner:
@@ -159,13 +153,15 @@ def _claims(found: dict[str, Arm]) -> list[Claim]:
         max(loss - before.validation for _, loss in run.curve)
         for run, before in zip(esper.runs, host.runs, strict=True)
     ]
+    keys = f"{sum(value <= 0 for value in below)} of {len(below)}"
     reached = statistics.fmean(below) <= 0
     gained = [before.test - run.test for before, run in zip(host.runs, esper.runs, strict=True)]
     return [
         Claim(
             f"Reaches big's test loss ({spelt(big.values('test'), 3)})",
             "at <= 50 % of its FLOPs from scratch, the host's own apart",
-            f"{spelt(esper.values('test'), 3)} at {spelt(shares, 1)} % ({spelt(both, 1)} % with the host's own)",
+            f"{spelt(esper.values('test'), 3)}, {keys} keys, at {spelt(shares, 1)} % ({spelt(both, 1)} % with the "
+            "host's own)",
             reached and statistics.fmean(shares) <= 50,
             "By a conv1d kernel, which from scratch would do it too: see the crossover."
             if reached

@@ -156,7 +156,7 @@ def save(benchmark: Benchmark, folder: Path = FOLDER) -> Path:
     """Writes the benchmark's file."""
     path = folder / f"{benchmark.name.lower()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(asdict(benchmark)), indent=1) + "\n")
+    path.write_text(json.dumps(_rounded(asdict(benchmark)), separators=(",", ":")) + "\n")
     return path
 
 

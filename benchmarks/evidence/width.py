@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 
-from benchmarks.evidence.arms import Outcome, Pairs, Runner, Task, arm
+from benchmarks.evidence.arms import Outcome, Pairs, Runner, Spec, Task, arm
 from benchmarks.evidence.grown import Growing, grown, winner
 from benchmarks.evidence.hosts import born, count
-from benchmarks.evidence.learning import Schooling
+from benchmarks.evidence.learning import RATES, Schooling
 from benchmarks.evidence.racing import BIG, HOST, LARGE, SMALL, WIDEN, adapters, conv, listed, planned, static
 from benchmarks.evidence.results import Arm, Benchmark, Claim, spelt
 from benchmarks.evidence.signals import plentiful, published
@@ -19,7 +19,7 @@ from esper.growth.controls import Random
 from esper.growth.tamiyo import Tamiyo
 
 STEPS, BUDGET, EVERY = 4000, 0.75, 200
-GROWN_STEPS, WIDENED_STEPS = 3200, 2400
+GROWN_STEPS, WIDENED_STEPS = 3200, 2200
 CONV = conv(4)
 SETTINGS = TamiyoSettings(
     trigger="always",
@@ -37,10 +37,20 @@ ESPER, WIDTH = "esper", "esper, width alone"
 
 def run() -> Benchmark:
     """All arms and claims, and the control on the published data."""
-    task = Task(plentiful(), rates=(1e-2, 3e-2, 6e-2), tuning=(0, 1), keys=tuple(range(5)))
-    arms = _arms(task)
+    task = Task(plentiful(), RATES, tuning=(0, 1), keys=tuple(range(5)))
+    arms = [arm(spec, task) for spec in specs(task)]
     print("  the 4k set", flush=True)
-    control = _control(replace(task, data=published()))
+    less = replace(task, data=published())
+    return benchmark(arms, [elsewhere(arm(spec, less)) for spec in control_specs(less)], task)
+
+
+def elsewhere(made: Arm) -> Arm:
+    """The arm as one of the control."""
+    return replace(made, name=f"4k: {made.name}")
+
+
+def benchmark(arms: list[Arm], control: list[Arm], task: Task) -> Benchmark:
+    """What came out."""
     found = {one.name: one for one in arms}
     return Benchmark(
         name="B4",
@@ -69,68 +79,64 @@ def run() -> Benchmark:
     )
 
 
-def _arms(task: Task) -> list[Arm]:
+def specs(task: Task) -> list[Spec]:
+    """All arms but those of the control."""
     ended = count(born(HOST, 0, (CONV,)))
     base = _base(task)
     more = [
-        arm(
+        Spec(
             "final network from scratch",
             "The small host with the conv1d kernel, which esper ends with, from the start.",
             GROWN_STEPS,
             static(HOST, Schooling(GROWN_STEPS), task, (CONV,)),
-            task,
-        )[0],
-        arm(
+        ),
+        Spec(
             "low-rank adapters",
             "The small host with low-rank kernels, as many parameters as esper ends with.",
             STEPS,
             static(HOST, Schooling(STEPS), task, adapters(ended)),
-            task,
-        )[0],
-        arm(
+        ),
+        Spec(
             "random growth",
             "One of the two kernels, drawn, at a time that is drawn.",
             GROWN_STEPS,
             _growing(task, GROWN_STEPS, lambda key: Random(SETTINGS, 1, key)),
-            task,
-        )[0],
+        ),
     ]
     return [*base, *more, *_grown(task)]
 
 
-def _base(task: Task) -> list[Arm]:
+def _base(task: Task) -> list[Spec]:
     whole = Schooling(STEPS)
     part = Schooling(round(BUDGET * STEPS))
     return [
-        arm(SMALL_ARM, f"An MLP 40-{SMALL}-10.", STEPS, static(HOST, whole, task), task)[0],
-        arm(BIG_ARM, f"An MLP 40-{BIG}-10, as many steps.", STEPS, static(LARGE, whole, task), task)[0],
-        arm(EQUAL, "The same, its schedule over 75 % of the steps.", part.steps, static(LARGE, part, task), task)[0],
+        Spec(SMALL_ARM, f"An MLP 40-{SMALL}-10.", STEPS, static(HOST, whole, task)),
+        Spec(BIG_ARM, f"An MLP 40-{BIG}-10, as many steps.", STEPS, static(LARGE, whole, task)),
+        Spec(EQUAL, "The same, its schedule over 75 % of the steps.", part.steps, static(LARGE, part, task)),
     ]
 
 
-def _grown(task: Task) -> list[Arm]:
+def _grown(task: Task) -> list[Spec]:
     alone = SETTINGS.model_copy(update={"blueprints": {"Sequential": "widen"}, "race": 1})
     return [
-        arm(
+        Spec(
             WIDTH,
             "The small host, widened by Tamiyo: the widening against nothing.",
             WIDENED_STEPS,
             _growing(task, WIDENED_STEPS, lambda key: Tamiyo(alone), alone),
-            task,
-        )[0],
-        arm(
+        ),
+        Spec(
             ESPER,
             "The small host; Tamiyo races the widening, a conv1d kernel and nothing.",
             GROWN_STEPS,
             _growing(task, GROWN_STEPS, lambda key: Tamiyo(SETTINGS)),
-            task,
-        )[0],
+        ),
     ]
 
 
-def _control(task: Task) -> list[Arm]:
-    """The arms that the claims compare, on other data; their names say so."""
-    return [replace(one, name=f"4k: {one.name}") for one in (*_base(task), *_grown(task))]
+def control_specs(task: Task) -> list[Spec]:
+    """The arms that the claims compare."""
+    return [*_base(task), *_grown(task)]
 
 
 def _growing(
