@@ -32,10 +32,10 @@ def told(found: Found, watch: Watch, born: Sequence[Birth], hashes: Sequence[Has
         title="Do no harm",
         setup=(
             *(f"{task.name}: {task.about}." for task in TASKS),
-            f"{len(found['digits'])} keys draw data splits, initial values and batches; {STEPS} steps of {BATCH} "
-            "examples, AdamW with half a cosine; Tamiyo at its defaults, but for a start at step 400, stages of 50 "
-            "steps, two evaluations of patience and no rest after a cull, so that a run sees many germinations; "
-            f"evaluated every {EVERY} steps.",
+            f"Keys ({', '.join(f'{len(runs)} for {name}' for name, runs in found.items())}) draw data splits, initial "
+            f"values and batches; {STEPS} steps of {BATCH} examples, AdamW with half a cosine; Tamiyo at its defaults, "
+            "but for a start at step 400, stages of 50 steps, two evaluations of patience and no rest after a cull, so "
+            f"that a run sees many germinations; evaluated every {EVERY} steps.",
             "Every run with growth has one without, from the same key; the test part is evaluated once, at the end.",
         ),
         metric="test accuracy, %",
