@@ -19,7 +19,6 @@ from jax import lax
 
 from esper.blending import joined
 from esper.jax_backend.finite import finite_cotangent
-from esper.jax_backend.linear import linear
 
 Branch = Callable[[Any, jax.Array, jax.Array, jax.Array | None], jax.Array]
 """A kernel as a function of its parameters and the layer's (output, input, key)."""
@@ -55,10 +54,9 @@ def blend(
         An array like `host`; exactly `host` where nothing is live, or nothing that is finite. Dead kernels are not
         computed unless another kernel of the same layer is blended (one branch for each layer, not for each kernel).
     """
-    given = live, permanent, lax.stop_gradient(alpha), key
+    alpha = lax.stop_gradient(alpha)
 
-    def grown(given: Any, data: Any) -> jax.Array:
-        (live, permanent, alpha, key), (host, input, params) = given, data
+    def grown(host: jax.Array, input: jax.Array, params: Sequence[Any]) -> jax.Array:
         output = host
         for place, branch in enumerate(branches):
             made, sound = _run(branch, live[place], permanent[place], params[place], host, input, key)
@@ -66,64 +64,9 @@ def blend(
             output = jnp.where(sound, joined(blends[place], output, weight, made.astype(host.dtype)), output)
         return output
 
-    return _seldom(grown, jnp.any(blended), jnp.any(live), given, (host, input, params))
-
-
-def _seldom(
-    grown: Callable[[Any, Any], jax.Array], computed: jax.Array, used: jax.Array, given: Any, data: Any
-) -> jax.Array:
-    """`grown(given, data)` if that is used, else the first of `data`, untouched; so it is with the gradient.
-
-    What is not computed costs next to nothing in either direction: its derivative is computed anew, in a branch of
-    its own, and nothing is kept for it.
-    """
-    leaves, tree = jax.tree.flatten(data)
-    floats = [place for place, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
-    def of_floats(known: Any) -> tuple[Callable[..., jax.Array], list[jax.Array]]:
-        _, _, given, leaves = known
-
-        def run(*moved: jax.Array) -> jax.Array:
-            held = list(leaves)
-            for place, leaf in zip(floats, moved, strict=True):
-                held[place] = leaf
-            return grown(given, jax.tree.unflatten(tree, held))
-
-        return run, [leaves[place] for place in floats]
-
-    def change(known: Any, tangents: list[jax.Array]) -> jax.Array:
-        computed, used, *_ = known
-        run, at = of_floats(known)
-        made = lax.cond(
-            computed, lambda moved: jax.jvp(run, at, moved)[1], lambda moved: jnp.zeros_like(moved[0]), tangents
-        )
-        return jnp.where(used, made, tangents[0])
-
-    def pull(known: Any, cotangent: jax.Array) -> list[jax.Array]:
-        computed, used, *_ = known
-        run, at = of_floats(known)
-
-        def none(_: jax.Array) -> list[jax.Array]:
-            return [-jnp.zeros_like(leaf) for leaf in at]  # to add -0 changes no number
-
-        host, *others = lax.cond(computed, lambda back: list(jax.vjp(run, *at)[1](back)), none, cotangent)
-        return [jnp.where(used, host, cotangent), *others]
-
-    @jax.custom_jvp
-    def chosen(computed: jax.Array, used: jax.Array, given: Any, leaves: list[jax.Array]) -> jax.Array:
-        def taken(leaves: list[jax.Array]) -> jax.Array:
-            return grown(given, jax.tree.unflatten(tree, leaves))
-
-        made = lax.cond(computed, taken, lambda leaves: jnp.zeros_like(leaves[0]), leaves)
-        # The select reads `host` where it lies: what follows sums in the order it has without kernels, to the last
-        # bit. The same holds for the cotangent.
-        return jnp.where(used, made, leaves[0])
-
-    @chosen.defjvp
-    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-        return chosen(*primals), linear(change, pull, primals, [tangents[3][place] for place in floats])
-
-    return chosen(computed, used, given, leaves)
+    made = lax.cond(jnp.any(blended), grown, lambda host, *_: jnp.zeros_like(host), host, input, params)
+    # The select reads `host` where it lies: what follows sums in the order it has without kernels, to the last bit.
+    return jnp.where(jnp.any(live), made, host)
 
 
 def _run(
