@@ -133,15 +133,14 @@ def _birth(host: Host, layer: str, blueprint: str, blend: str) -> Birth | None:
     except SeedError:
         return None
     change = float(np.abs(np.asarray(born(inputs)) - before).max())
-    noisy, seed = _noisy(born), {"layer": layer}
-    states = (SeedLifecycleState.GRAFTING, SeedLifecycleState.ACTIVE)
-    for state in states:
-        noisy = esper.transition(noisy, to=state, **seed)
-    noisy = esper.set_alpha(noisy, alpha=1.0, **seed)
+    noisy = _noisy(born)
+    for state in (SeedLifecycleState.GRAFTING, SeedLifecycleState.ACTIVE):
+        noisy = esper.transition(noisy, layer=layer, to=state)
+    noisy = esper.set_alpha(noisy, layer=layer, alpha=1.0)
     if np.array_equal(np.asarray(noisy(inputs)), before):
         raise AssertionError(f"{host.name} {layer!r}: a kernel full of noise changes nothing, so a cull shows nothing")
-    off = np.asarray(esper.transition(noisy, to=SeedLifecycleState.CULLED, **seed)(inputs))
-    gone = np.asarray(esper.cull(noisy, None, **seed)[0](inputs))
+    off = np.asarray(esper.transition(noisy, layer=layer, to=SeedLifecycleState.CULLED)(inputs))
+    gone = np.asarray(esper.cull(noisy, None, layer=layer)[0](inputs))
     culled = off.tobytes() == before.tobytes() and gone.tobytes() == before.tobytes()
     return Birth(f"{host.name} {layer}", blueprint, blend, change, culled)
 
