@@ -35,6 +35,13 @@ GROWTH = Growing(
     ),
     every=50,
 )
+NOTES = (
+    "This is the second design. The first, with a host 40-100-100-10 and its race from step 100 to 200, was run in "
+    "full and missed: the conv was kept by 4 of 10 keys, esper had 72.2 ± 9.9 % beside 65.3 % of the host, 72.8 % of "
+    "the MLP of equal parameters and 90.1 % of conv from the start. A host of that size has learned the signals by "
+    "heart when the kernel joins it, after which no kernel gains on held-out signals; rates that are high enough for "
+    "the conv make a race of so few steps noisy. The smaller host and the earlier race were chosen after that.",
+)
 SMALL, CONV, ESPER, SAME = "small host", "conv from the start", "esper", "MLP of equal parameters"
 
 
@@ -96,6 +103,7 @@ def benchmark(arms: tuple[Arm, ...], task: Task) -> Benchmark:
         higher_is_better=True,
         claims=tuple(_claims(found)),
         arms=arms,
+        notes=NOTES,
     )
 
 
@@ -108,11 +116,13 @@ def _claims(found: dict[str, Arm]) -> list[Claim]:
     picks = [winner(run.events) for run in esper.runs]
     first = [_germinated(run) / STEPS for run in esper.runs]
     right = picks.count("conv1d")
-    others = ", ".join(sorted({pick or "nothing" for pick in picks} - {"conv1d"}))
+    others = [f"key {run.key} keeps {pick or 'nothing'}" for run, pick in zip(esper.runs, picks, strict=True)]
+    others = [told for told, pick in zip(others, picks, strict=True) if pick != "conv1d"]
     ratios = [run.flops / conv.mean("flops") for run in esper.runs]
     gaps = [ours.test - theirs.test for ours, theirs in zip(esper.runs, conv.runs, strict=True)]
+    theirs = [gap for gap, pick in zip(gaps, picks, strict=True) if pick == "conv1d"]
     made = [
-        Claim("The policy picks the conv", ">= 9 of 10 keys", f"{right} of {len(picks)}", right >= 9, others),
+        Claim("The policy picks the conv", ">= 9 of 10 keys", f"{right} of {len(picks)}", right >= 9, _told(others)),
         Claim(
             "Germinated early",
             "within the first 10 % of the steps",
@@ -124,15 +134,25 @@ def _claims(found: dict[str, Arm]) -> list[Claim]:
         gains = [ours.test - theirs.test for ours, theirs in zip(esper.runs, found[name].runs, strict=True)]
         made.append(Claim(f"Over {name}", ">= +15 points", f"{spelt(gains)} points", statistics.fmean(gains) >= 15))
     made += [
-        Claim("Beside conv from the start", "within 3 points", f"{spelt(gaps)} points", statistics.fmean(gaps) >= -3),
+        Claim(
+            "Beside conv from the start",
+            "within 3 points",
+            f"{spelt(gaps)} points",
+            statistics.fmean(gaps) >= -3,
+            f"{_told(others)} Over the keys that keep the conv: {spelt(theirs)} points." if len(theirs) > 1 else "",
+        ),
         Claim(
             "FLOPs beside conv from the start, culled kernels and evaluations included",
             "<= 1.15 times",
-            f"{spelt(ratios, 3)} times",
-            statistics.fmean(ratios) <= 1.15,
+            f"{spelt(ratios, 3)} times, at most {max(ratios):.3f}",
+            max(ratios) <= 1.15,
         ),
     ]
     return made
+
+
+def _told(parts: list[str]) -> str:
+    return f"{'; '.join(parts).capitalize()}." if parts else ""
 
 
 def _germinated(run: Run) -> int:
