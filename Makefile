@@ -58,8 +58,9 @@ lint: setup  ## ruff and the floors of the architecture
 types: setup  ## pyright
 	$(BIN)/pyright
 
-bench: setup  ## time a wrapped train step beside eager torch and hand-written JAX
+bench: setup  ## time a train step beside eager torch and hand-written JAX, and beside kernels in reserve
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/reserve.py
 
 docs: setup  ## run the code in README.md and docs/
 	$(TEST_FLAGS) $(BIN)/python -m pytest -q tests/test_docs.py
