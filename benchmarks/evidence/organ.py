@@ -11,7 +11,7 @@ from benchmarks.evidence.grown import Growing, grown, winner
 from benchmarks.evidence.hosts import Graft, Host, Mlp, born, count
 from benchmarks.evidence.learning import RATES, Schooling
 from benchmarks.evidence.results import Arm, Benchmark, Claim, Run, spelt
-from benchmarks.evidence.signals import published
+from benchmarks.evidence.signals import unseen
 from benchmarks.evidence.static import step_flops, trained
 from esper.configs import TamiyoSettings
 from esper.growth.controls import Random
@@ -40,14 +40,17 @@ NOTES = (
     "full and missed: the conv was kept by 4 of 10 keys, esper had 72.2 ± 9.9 % beside 65.3 % of the host, 72.8 % of "
     "the MLP of equal parameters and 90.1 % of conv from the start. A host of that size has learned the signals by "
     "heart when the kernel joins it, after which no kernel gains on held-out signals; rates that are high enough for "
-    "the conv make a race of so few steps noisy. The smaller host and the earlier race were chosen after that.",
+    "the conv make a race of so few steps noisy. The smaller host and the earlier race were chosen after that, and run "
+    "on keys 0 to 9 and the published test signals: the conv was kept by 9 of 10 keys, esper had 86.0 ± 9.2 % beside "
+    "59.2 %, 68.1 % and 90.7 %, at 1.03 times the FLOPs of conv from the start. What is shown is the confirmation of "
+    "that design, unchanged, on ten keys and a test split that nothing had been compared on.",
 )
 SMALL, CONV, ESPER, SAME = "small host", "conv from the start", "esper", "MLP of equal parameters"
 
 
 def run() -> Benchmark:
     """All arms and claims."""
-    task = Task(published(), RATES, tuning=(0, 1), keys=tuple(range(10)))
+    task = Task(unseen(), RATES, tuning=(0, 1), keys=tuple(range(10, 20)))
     return benchmark(tuple(arm(spec, task) for spec in specs(task)), task)
 
 
@@ -91,11 +94,11 @@ def benchmark(arms: tuple[Arm, ...], task: Task) -> Benchmark:
         name="B1",
         title="The right organ",
         setup=(
-            "mnist1d as published: 4,000 training and 1,000 test signals; 1,000 more for validation.",
+            "mnist1d: the 4,000 training signals as published; 1,000 each for validation and test, drawn anew.",
             f"Host: an MLP 40-32-32-10. Candidates beside its first layer: {', '.join(CANDIDATES)} of width or rank "
             f"{WIDTH}, and nothing.",
             f"{STEPS} steps of 100 examples, AdamW, cosine to 0; learning rates {_listed(task.rates)} for every arm, "
-            f"chosen by validation accuracy on keys {_listed(task.tuning)}; results are of keys 0 to 9.",
+            f"chosen by validation accuracy on keys {_listed(task.tuning)}; results are of keys 10 to 19.",
             "esper: evaluation every 50 steps; growth is allowed from the first evaluation on; 100 steps of training "
             "in a race, 50 each of blending and trial.",
         ),

@@ -46,6 +46,12 @@ def published() -> Data:
     return Data(_split(signals[:4_000], labels[:4_000]), _split(more, their), _split(signals[4_000:], labels[4_000:]))
 
 
+def unseen() -> Data:
+    """`published` with 1,000 test signals (seed 44) that no design was ever compared on."""
+    signals, labels = _generated(1_000, 44)
+    return published()._replace(test=_split(signals, labels))
+
+
 def plentiful() -> Data:
     """40,000 signals for training, 5,000 each for validation and test, all of one draw (seed 42)."""
     signals, labels = _generated(50_000, 42)
