@@ -148,13 +148,14 @@ def _compiles(found: Found) -> Claim:
 
 def _stall(watch: Watch) -> Claim:
     normal, busy = watch.normal, watch.busy
-    ratio = max(busy) / max(normal)
+    ratio, slow = max(busy) / max(normal), sum(seconds > 2 * max(normal) for seconds in busy)
     return Claim(
         "worst step while a germination compiles, against the worst normal step",
         "≤ 2 x",
         f"{ratio:.2f} x: {_ms(max(busy))} against {_ms(max(normal))} (medians {_ms(statistics.median(busy))} and "
         f"{_ms(statistics.median(normal))})",
         ratio <= 2,
+        f"{slow} of {len(busy)} steps beside a compile took more than twice the worst normal one; "
         f"an MLP of width {WIDTH}, {STALL_BATCH} examples a step; {len(watch.compiles)} germinations, whose compiles "
         f"took {statistics.median(watch.compiles):.1f} s (median), beside {len(busy)} steps; {len(normal)} normal "
         f"steps; the steps at which kernels entered took at most {_ms(max(watch.swaps))}; on two cores, which the "
