@@ -6,6 +6,8 @@ and compiles what the new structure will run, so that making the change later co
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,8 @@ from esper.train.compiles import CompileCounter, Compiles
 from esper.train.objective import Objective
 from esper.train.step import TrainState
 from esper.train.stream import together
+
+_NICE = 9  # of a thread that prepares: below training, and not so low that others starve it
 
 Compile = Callable[[TrainState], None]
 """Compiles all that will run on a training state of this structure; runs nothing of it."""
@@ -188,7 +192,7 @@ class Preparation:
     def begin(self, state: TrainState, evidence: Evidence, compile: Compile, *, aside: bool) -> Preparation:
         """Prepares the change on a copy of the state: `aside` in a thread of its own, or here and now."""
         given = (state, evidence, compile)
-        self._thread = threading.Thread(target=self._run, args=given, name="esper-prepare")
+        self._thread = threading.Thread(target=self._run_behind, args=given, name="esper-prepare")
         self._thread.start() if aside else self._run(*given)
         return self
 
@@ -208,6 +212,11 @@ class Preparation:
         if self._error is not None:
             raise self._error
         return made(state, self._steps, self.change.key), self._steps, self._compiles
+
+    def _run_behind(self, *given: Any) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own: training goes first
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._run(*given)
 
     def _run(self, state: TrainState, evidence: Evidence, compile: Compile) -> None:
         try:
