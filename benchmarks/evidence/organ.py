@@ -142,7 +142,7 @@ def _claims(found: dict[str, Arm]) -> list[Claim]:
             "within 3 points",
             f"{spelt(gaps)} points",
             statistics.fmean(gaps) >= -3,
-            f"{_told(others)} Over the keys that keep the conv: {spelt(theirs)} points." if len(theirs) > 1 else "",
+            _behind(others, theirs, {run.key: gap for run, gap in zip(esper.runs, gaps, strict=True)}),
         ),
         Claim(
             "FLOPs beside conv from the start, culled kernels and evaluations included",
@@ -152,6 +152,13 @@ def _claims(found: dict[str, Arm]) -> list[Claim]:
         ),
     ]
     return made
+
+
+def _behind(others: list[str], theirs: list[float], gaps: dict[int, float]) -> str:
+    if others and len(theirs) > 1:
+        return f"{_told(others)} Over the keys that keep the conv: {spelt(theirs)} points."
+    worst = min(gaps, key=lambda key: gaps[key])
+    return f"Median {statistics.median(gaps.values()):.1f} points; key {worst} is furthest behind, {gaps[worst]:.1f}."
 
 
 def _told(parts: list[str]) -> str:
