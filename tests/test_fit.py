@@ -4,7 +4,7 @@ import math
 import re
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from scripted import Script
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -50,19 +51,6 @@ def run(**changes):
     kept = dict(tx=TX, steps=20, key=KEY, batch_size=16, every=5, validation=examples())
     data = changes.pop("data", examples())
     return fit(changes.pop("model", model()), data, **{**kept, **changes})
-
-
-@dataclass(frozen=True)
-class Script:
-    """A policy that does what is written down for each time it is asked."""
-
-    actions: tuple
-
-    def start(self):
-        return 0
-
-    def __call__(self, observation, place):
-        return self.actions[place] if place < len(self.actions) else (), place + 1
 
 
 def sprout(seed=0, blueprint="mlp", layer="0"):

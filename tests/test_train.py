@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripted import Script
 from torch import manual_seed, nn
 
 import esper
@@ -42,19 +43,6 @@ def data():
 def model():
     manual_seed(0)
     return esper.wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
-
-
-@dataclass(frozen=True)
-class Script:
-    """A policy that does what is written down for each evaluation."""
-
-    actions: tuple
-
-    def start(self):
-        return 0
-
-    def __call__(self, observation, place):
-        return self.actions[place] if place < len(self.actions) else (), place + 1
 
 
 def move(seed, to):
