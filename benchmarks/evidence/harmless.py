@@ -12,6 +12,7 @@ from benchmarks.evidence.stall import BATCH as STALL_BATCH
 from benchmarks.evidence.stall import WIDTH, Watch, measured
 
 KEYS = tuple(range(10))
+STALLS = 3
 
 Found = dict[str, list[Outcome]]
 """By task."""
@@ -19,12 +20,12 @@ Found = dict[str, list[Outcome]]
 
 def run() -> Benchmark:
     """All of it; the stall first, while nothing else of ours has run."""
-    watch = measured()
+    watches = [measured() for _ in range(STALLS)]
     found = {task.name: [outcome(task, key) for key in KEYS] for task in TASKS}
-    return told(found, watch, list(births()), list(host_hashes()))
+    return told(found, watches, list(births()), list(host_hashes()))
 
 
-def told(found: Found, watch: Watch, born: Sequence[Birth], hashes: Sequence[Hashes]) -> Benchmark:
+def told(found: Found, watches: Sequence[Watch], born: Sequence[Birth], hashes: Sequence[Hashes]) -> Benchmark:
     """The benchmark of these results."""
     saturated = [found["digits"], found["clouds"]]
     return Benchmark(
@@ -46,7 +47,7 @@ def told(found: Found, watch: Watch, born: Sequence[Birth], hashes: Sequence[Has
             _false_fossilise(found),
             *_exact(born),
             _compiles(found),
-            _stall(watch),
+            _stall(watches),
             *_hashes(hashes),
         ),
         notes=(
@@ -146,20 +147,22 @@ def _compiles(found: Found) -> Claim:
     )
 
 
-def _stall(watch: Watch) -> Claim:
-    normal, busy = watch.normal, watch.busy
-    ratio, slow = max(busy) / max(normal), sum(seconds > 2 * max(normal) for seconds in busy)
+def _stall(watches: Sequence[Watch]) -> Claim:
+    ratios = [max(watch.busy) / max(watch.normal) for watch in watches]
+    busy, normal = [s for watch in watches for s in watch.busy], [s for watch in watches for s in watch.normal]
+    slow = sum(seconds > 2 * max(watch.normal) for watch in watches for seconds in watch.busy)
+    worst = ", ".join(f"{_ms(max(watch.busy))} against {_ms(max(watch.normal))}" for watch in watches)
     return Claim(
         "worst step while a germination compiles, against the worst normal step",
-        "≤ 2 x",
-        f"{ratio:.2f} x: {_ms(max(busy))} against {_ms(max(normal))} (medians {_ms(statistics.median(busy))} and "
-        f"{_ms(statistics.median(normal))})",
-        ratio <= 2,
-        f"{slow} of {len(busy)} steps beside a compile took more than twice the worst normal one; "
-        f"an MLP of width {WIDTH}, {STALL_BATCH} examples a step; {len(watch.compiles)} germinations, whose compiles "
-        f"took {statistics.median(watch.compiles):.1f} s (median), beside {len(busy)} steps; {len(normal)} normal "
-        f"steps; the steps at which kernels entered took at most {_ms(max(watch.swaps))}; on two cores, which the "
-        "compiler and whatever else runs on the machine share",
+        "≤ 2 x, mean of three runs",
+        f"{spelt(ratios, 2)} x: {worst} (medians {_ms(statistics.median(busy))} and {_ms(statistics.median(normal))})",
+        statistics.fmean(ratios) <= 2,
+        f"{slow} of {len(busy)} steps beside a compile took more than twice the worst normal one of their run; an MLP "
+        f"of width {WIDTH}, {STALL_BATCH} examples a step; germinations compiled for "
+        f"{statistics.median(s for watch in watches for s in watch.compiles if s > 0.1):.1f} s (median of those that "
+        f"compiled anything); {len(normal)} normal steps; the steps at which kernels entered took at most "
+        f"{_ms(max(s for watch in watches for s in watch.swaps))}; on two cores, both of which a step uses, and one "
+        "of which the compiler takes at the priority of training",
     )
 
 

@@ -6,8 +6,6 @@ and compiles what the new structure will run, so that making the change later co
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,8 +29,7 @@ from esper.train.compiles import CompileCounter, Compiles
 from esper.train.objective import Objective
 from esper.train.step import TrainState
 from esper.train.stream import together
-
-_NICE = 9  # of a thread that prepares: below training, and not so low that others starve it
+from esper.train.unobtrusive import unobtrusive
 
 Compile = Callable[[TrainState], None]
 """Compiles all that will run on a training state of this structure; runs nothing of it."""
@@ -214,9 +211,8 @@ class Preparation:
         return made(state, self._steps, self.change.key), self._steps, self._compiles
 
     def _run_behind(self, *given: Any) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own: training goes first
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        self._run(*given)
+        with unobtrusive():
+            self._run(*given)
 
     def _run(self, state: TrainState, evidence: Evidence, compile: Compile) -> None:
         try:
