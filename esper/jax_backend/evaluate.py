@@ -11,6 +11,8 @@ import jax
 
 import esper.jax_backend.lowerings  # noqa: F401  fills the registry
 from esper.errors import MissingKeyError, RefusedError
+from esper.jax_backend import layout
+from esper.jax_backend.layout import ChannelsLast, in_torch_order
 from esper.jax_backend.promotion import dtype_of
 from esper.jax_backend.registry import check_lowered, draws, lowering
 from esper.program import DType, Node, Program, Ref
@@ -75,7 +77,7 @@ def _evaluate(
             values.pop(name, None)  # long chains of dead intermediates would otherwise live until the end
     outputs, updated = [], dict(buffers)
     for spec in program.outputs:
-        value = resolve(spec.value, values)
+        value = in_torch_order(resolve(spec.value, values))
         if spec.kind != "user":
             updated[spec.target] = value
         else:
@@ -138,12 +140,13 @@ def _run_region(
     static: dict[str, Any] = {}
 
     @jax.checkpoint
-    def run() -> dict[str, jax.Array]:
+    def run() -> dict[str, jax.Array | ChannelsLast]:
         held = dict(values)
         for node, extra in zip(nodes, extras, strict=True):
             _run(node, extra, held)
         made = {name: held[name] for node in nodes for name in node.outputs if name not in dead}
-        static.update({name: value for name, value in made.items() if not isinstance(value, jax.Array)})
+        arrays = (jax.Array, ChannelsLast)
+        static.update({name: value for name, value in made.items() if not isinstance(value, arrays)})
         return {name: value for name, value in made.items() if name not in static}
 
     return {**run(), **static}
@@ -165,8 +168,8 @@ def _extra(node: Node, keys: tuple[Iterator[Any], Iterator[Any]], grafts: Grafts
 def _run(node: Node, extra: Mapping[str, Any], values: dict[str, Any]) -> None:
     with jax.named_scope(node.scope or "root"):
         try:
-            kwargs = {name: resolve(value, values) for name, value in node.kwargs}
-            made = lowering(node.op).rule(*resolve(node.args, values), **kwargs, **extra)
+            kwargs = {name: in_torch_order(resolve(value, values)) for name, value in node.kwargs}
+            made = layout.run(node.op, lowering(node.op), resolve(node.args, values), {**kwargs, **extra})
         except RefusedError as error:  # the rule knows why, the node knows where
             raise RefusedError(f"{node.op} at {node.scope or '(root)'} ({node.source}): {error}") from None
     if node.multiple:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, TypeVar
 
 from esper.errors import OpSite, UnsupportedOpError
@@ -25,12 +26,15 @@ class Lowering:
         grafts: Whether the rule takes `grafts=`, the kernels of the running model by layer name.
         bodies: Whether the operator's arguments hold Programs; the rule then takes `run=`, a function of a
             Program and its inputs, and `key=` where a body draws.
+        takes_channel_axis: Whether the rule takes `channel_axis=`: -1 says that its first argument, and what it
+            returns with as many dimensions, are (batch, *space, channels).
     """
 
     rule: Callable[..., Any]
     draws: Draws = False
     grafts: bool = False
     bodies: bool = False
+    takes_channel_axis: bool = False
 
     def draws_at(self, node: Node) -> bool:
         """Whether the rule draws at this node."""
@@ -67,7 +71,7 @@ def lowers(*ops: str, draws: Draws = False, grafts: bool = False, bodies: bool =
                 raise ValueError(f"{op!r} is no full overload name such as 'aten.add.Tensor'")
             if op in _TABLE:
                 raise ValueError(f"{op} has a lowering already: {_TABLE[op].rule.__module__}")
-            _TABLE[op] = Lowering(rule, draws, grafts, bodies)
+            _TABLE[op] = Lowering(rule, draws, grafts, bodies, "channel_axis" in signature(rule).parameters)
         return rule
 
     return register
