@@ -71,10 +71,17 @@ def lowers(*ops: str, draws: Draws = False, grafts: bool = False, bodies: bool =
                 raise ValueError(f"{op!r} is no full overload name such as 'aten.add.Tensor'")
             if op in _TABLE:
                 raise ValueError(f"{op} has a lowering already: {_TABLE[op].rule.__module__}")
-            _TABLE[op] = Lowering(rule, draws, grafts, bodies, "channel_axis" in signature(rule).parameters)
+            _TABLE[op] = Lowering(rule, draws, grafts, bodies, _takes(rule, "channel_axis"))
         return rule
 
     return register
+
+
+def _takes(rule: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in signature(rule).parameters
+    except ValueError:  # compiled functions, some of JAX's own among them, have no signature to read
+        return False
 
 
 def lowering(op: str) -> Lowering:
