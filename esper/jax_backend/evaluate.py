@@ -12,19 +12,19 @@ import jax
 import esper.jax_backend.lowerings  # noqa: F401  fills the registry
 from esper.errors import MissingKeyError, RefusedError
 from esper.jax_backend import layout
-from esper.jax_backend.layout import ChannelsLast, in_torch_order
+from esper.jax_backend.layout import ChannelsLast, Value, in_torch_order
 from esper.jax_backend.promotion import dtype_of
 from esper.jax_backend.registry import check_lowered, draws, lowering
 from esper.program import DType, Node, Program, Ref
 
-Grafts = Mapping[str, Callable[..., jax.Array]]
+Grafts = Mapping[str, Callable[..., Value]]
 
 
 def evaluate(
     program: Program,
     params: Mapping[str, jax.Array],
     buffers: Mapping[str, jax.Array],
-    inputs: Sequence[jax.Array],
+    inputs: Sequence[Value],
     key: jax.Array | None = None,
     *,
     constants: Mapping[str, jax.Array] | None = None,
@@ -58,7 +58,7 @@ def _evaluate(
     program: Program,
     params: Mapping[str, jax.Array],
     buffers: Mapping[str, jax.Array],
-    inputs: Sequence[jax.Array],
+    inputs: Sequence[Value],
     key: jax.Array | None,
     constants: Mapping[str, jax.Array],
     grafts: Grafts,
@@ -101,7 +101,7 @@ def _start(
     program: Program,
     params: Mapping[str, jax.Array],
     buffers: Mapping[str, jax.Array],
-    inputs: Sequence[jax.Array],
+    inputs: Sequence[Value],
     constants: Mapping[str, jax.Array],
 ) -> dict[str, Any]:
     given = iter(inputs)

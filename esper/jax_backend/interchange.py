@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from esper.errors import PrecisionError, SignatureError
+from esper.jax_backend.layout import Value
 from esper.jax_backend.source import ModuleSource
 from esper.program import Static, TensorType
 
@@ -61,7 +62,7 @@ def to_array(source: ModuleSource, leaf: Any, place: str) -> jax.Array | None:
     return None
 
 
-def describe(leaf: Any, array: jax.Array | None, place: str) -> TensorType | Static:
+def describe(leaf: Any, array: Value | None, place: str) -> TensorType | Static:
     """The leaf's part of the signature.
 
     Raises:

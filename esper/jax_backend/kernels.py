@@ -8,12 +8,13 @@ import jax
 
 from esper.jax_backend.evaluate import evaluate
 from esper.jax_backend.interchange import constants, describe
+from esper.jax_backend.layout import Value
 from esper.jax_backend.source import ModuleSource
 from esper.program import Signature, flatten
 
 
 def kernel_output(
-    source: ModuleSource, params: Mapping[str, jax.Array], fed: jax.Array, *, train: bool, key: jax.Array | None = None
+    source: ModuleSource, params: Mapping[str, jax.Array], fed: Value, *, train: bool, key: jax.Array | None = None
 ) -> jax.Array:
     """What a kernel gives.
 
@@ -28,7 +29,7 @@ def kernel_output(
     return made
 
 
-def one_tensor(array: jax.Array, train: bool) -> Signature:
+def one_tensor(array: Value, train: bool) -> Signature:
     """The signature of a kernel's call."""
     _, tree = flatten(((array,), {}))
     return Signature(tree, (describe(array, array, "the kernel's input"),), train)

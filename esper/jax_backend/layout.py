@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from esper.jax_backend.registry import Lowering
@@ -52,12 +53,37 @@ class ChannelsLast:
         """Number of dimensions."""
         return self.array.ndim
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes as torch counts dimensions."""
+        batch, *space, channels = self.array.shape
+        return batch, channels, *space
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As of any array."""
+        return self.array.dtype
+
+
+Value = jax.Array | ChannelsLast
+Held = Callable[[jax.Array], Value]
+
 
 def in_torch_order(value: Any) -> Any:
     """The value, or those in a tuple, as torch counts dimensions."""
     if isinstance(value, tuple):
         return tuple(map(in_torch_order, value))
     return jnp.moveaxis(value.array, -1, 1) if isinstance(value, ChannelsLast) else value
+
+
+def like(value: Value, array: jax.Array) -> Value:
+    """An array in torch's order, held in the order of `value`."""
+    return ChannelsLast(jnp.moveaxis(array, 1, -1)) if isinstance(value, ChannelsLast) else array
+
+
+def lying(value: Value) -> tuple[jax.Array, Held]:
+    """The array as it lies in memory, and what makes a value of one that lies like it."""
+    return (value.array, ChannelsLast) if isinstance(value, ChannelsLast) else (value, lambda array: array)
 
 
 class _Call(NamedTuple):
@@ -155,11 +181,8 @@ def _joined(call: _Call) -> Any:
 
 def _grafted(call: _Call) -> Any:
     """What follows a layer sums in the same order whatever grows there, so the order of its output stays."""
-    if not call.found.grafts or not isinstance(call.args[0], ChannelsLast):
-        return NotImplemented
-    if call.args[2] not in call.kwargs["grafts"]:
-        return call.args[0]
-    return ChannelsLast(jnp.moveaxis(call.found.rule(*in_torch_order(call.args), **call.kwargs), 1, -1))
+    fits = call.found.grafts and isinstance(call.args[0], ChannelsLast)
+    return call.found.rule(*call.args, **call.kwargs) if fits else NotImplemented
 
 
 _WAYS: Sequence[Callable[[_Call], Any]] = (_following, _pointwise, _permuted, _reduced, _cut, _joined, _grafted)

@@ -21,6 +21,7 @@ from esper.jax_backend.evaluate import check_key, evaluate
 from esper.jax_backend.interchange import constants
 from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.layers import KasminaLayer, Layers
+from esper.jax_backend.layout import Held, Value, in_torch_order, like, lying
 from esper.jax_backend.loading import loaded, unloaded
 from esper.jax_backend.registry import check_lowered
 from esper.jax_backend.seeds import SeedState
@@ -228,41 +229,45 @@ def _grafts(model: MorphableModel, train: bool) -> dict[str, Any]:
 
 def _tapped(
     tap: Callable[[jax.Array, jax.Array], jax.Array],
-    join: Callable[..., jax.Array] | None,
-    host: jax.Array,
-    input: jax.Array,
+    join: Callable[..., Value] | None,
+    host: Value,
+    input: Value,
     key: jax.Array | None,
-) -> jax.Array:
-    return tap(join(host, input, key) if join else host, input)
+) -> Value:
+    output = in_torch_order(join(host, input, key) if join else host)
+    return like(host, tap(output, in_torch_order(input)))
 
 
 def _join(
     model: MorphableModel,
     kernels: list[Kernel],
     train: bool,
-    host: jax.Array,
-    input: jax.Array,
+    host: Value,
+    input: Value,
     key: jax.Array | None,
-) -> jax.Array:
+) -> Value:
     row, seeds = model.structure.row(kernels[0].layer), jnp.asarray([kernel.seed for kernel in kernels])
     blended, live, alpha = (of[row, seeds] for of in (model.seeds.blended(), model.seeds.live(), model.seeds.alpha))
     permanent = model.seeds.lifecycle[row, seeds] == int(SeedLifecycleState.FOSSILIZED)
     params = [model.params["kernels"][kernel.layer][kernel.seed] for kernel in kernels]
-    branches, blends = [_branch(kernel, train) for kernel in kernels], [kernel.blend for kernel in kernels]
-    return blend(host, input, branches, params, blends, blended, live, permanent, alpha, key)
+    (output, of_output), (fed, of_input) = lying(host), lying(input)
+    branches = [_branch(kernel, train, of_output, of_input) for kernel in kernels]
+    blends = [kernel.blend for kernel in kernels]
+    return of_output(blend(output, fed, branches, params, blends, blended, live, permanent, alpha, key))
 
 
-def _branch(kernel: Kernel, train: bool) -> Branch:
-    def run(params: Any, host: jax.Array, input: jax.Array, key: jax.Array | None) -> jax.Array:
-        fed = host if kernel.placement == "sequential" else input
+def _branch(kernel: Kernel, train: bool, of_output: Held, of_input: Held) -> Branch:
+    def run(params: Any, output: jax.Array, fed: jax.Array, key: jax.Array | None) -> jax.Array:
+        host = of_output(output)
         own_key = None if key is None else jax.random.fold_in(key, kernel.seed)
-        made = kernel_output(kernel.source, params, fed, train=train, key=own_key)
+        read = host if kernel.placement == "sequential" else of_input(fed)
+        made = kernel_output(kernel.source, params, read, train=train, key=own_key)
         if made.shape != host.shape:
             raise SeedError(
                 f"blueprint {kernel.blueprint!r} at layer {kernel.layer!r} returns shape {made.shape} "
                 f"where the layer returns {host.shape}"
             )
-        return made
+        return lying(like(host, made))[0]
 
     return run
 
