@@ -1,0 +1,39 @@
+"""esper, as the README has it: `wrap`, `apply(train=True)`, optax."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+import esper
+from benchmarks.speed.contenders.contender import Contender, timed
+from benchmarks.speed.contenders.jitted import TX, batch, compiled, cross_entropy
+from benchmarks.speed.workloads import Problem
+
+
+def enter(problem: Problem) -> Contender:
+    """The wrapped module; the first abstract evaluation is where it is captured, later ones find the Program."""
+    (inputs, labels), train = batch(problem), train_step(problem.workload.class_axis)
+    model = esper.wrap(problem.module)
+    capturing = timed(lambda: jax.eval_shape(lambda m, x: m.apply(*x, train=True)[0], model, inputs))[1]
+    return compiled(train, infer, model, TX.init(model.params), inputs, labels, {"capture": capturing})
+
+
+def train_step(axis: int):
+    """One step, for logits with classes along this axis."""
+
+    def train(model, opt_state, inputs, labels):
+        def loss_fn(params):
+            logits, moved = model.replace(params=params).apply(*inputs, train=True)
+            return cross_entropy(logits, labels, axis), moved
+
+        (loss, moved), grads = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
+        updates, opt_state = TX.update(grads, opt_state, model.params)
+        return moved.replace(params=optax.apply_updates(model.params, updates)), opt_state, loss
+
+    return train
+
+
+def infer(model, inputs):
+    """Evaluation mode."""
+    return model(*inputs)

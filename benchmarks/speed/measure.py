@@ -1,0 +1,70 @@
+"""One run: contenders take turns in one process, so that a slow moment of the machine meets all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from benchmarks.speed.contenders import CONTENDERS, Contender, Unavailable, enter
+from benchmarks.speed.results import Outcome, Run
+from benchmarks.speed.workloads import Problem
+
+TURNS, PER_TURN = 4, 3
+"""Turns, and the timed calls of each; one before them is not timed, for threads and caches to change hands."""
+CHECKED = 3
+"""Steps whose losses are compared."""
+TOLERANCE = 1e-3
+"""Of losses, relative, and of logits, relative to the largest."""
+REFERENCE = "eager torch"
+
+
+def measured(problem: Problem, names: Iterable[str] = tuple(CONTENDERS), turns: int = TURNS) -> Run:
+    """Enters the contenders, checks the first steps of each, then lets them take turns."""
+    run: Run = {}
+    present: dict[str, Contender] = {}
+    logits: dict[str, np.ndarray] = {}
+    for name in names:
+        try:
+            present[name] = enter(name, problem)
+            run[name], logits[name] = _checked_steps(present[name])
+        except Unavailable as reason:
+            run[name] = Outcome(absent=str(reason))
+    for name in present:
+        if REFERENCE in present:
+            run[name] = replace(run[name], wrong=_differs(run, logits, name))
+    steps: dict[str, list[float]] = {name: [] for name in present}
+    inferences: dict[str, list[float]] = {name: [] for name in present}
+    for _ in range(turns):
+        for name, contender in present.items():
+            steps[name] += [contender.step()[1] for _ in range(1 + PER_TURN)][1:]
+        for name, contender in present.items():
+            inferences[name] += [contender.infer()[1] for _ in range(1 + PER_TURN)][1:]
+    for name, contender in present.items():
+        contender.close()
+        run[name] = replace(run[name], step_ms=_milliseconds(steps[name]), infer_ms=_milliseconds(inferences[name]))
+    return run
+
+
+def _checked_steps(contender: Contender) -> tuple[Outcome, np.ndarray]:
+    losses = tuple(contender.step()[0] for _ in range(CHECKED))
+    outcome = Outcome(
+        losses=losses, first_call=contender.first_call, memory=contender.memory, variant=contender.variant
+    )
+    return outcome, contender.infer()[0]
+
+
+def _differs(run: Run, logits: dict[str, np.ndarray], name: str) -> str:
+    """How the contender's losses or logits differ from the reference's; nothing if they agree."""
+    theirs, ours = run[REFERENCE].losses, run[name].losses
+    if not all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(ours, theirs, strict=True)):
+        return f"losses {ours} for {theirs}"
+    scale = np.abs(logits[REFERENCE]).max()
+    apart = np.abs(logits[name] - logits[REFERENCE]).max() / scale
+    return "" if apart <= TOLERANCE else f"logits are {apart:.2g} apart"
+
+
+def _milliseconds(seconds: list[float]) -> tuple[float, ...]:
+    return tuple(1e3 * spent for spent in seconds)
