@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from esper.jax_backend.axes import axis
+from esper.jax_backend.linear import linear
 from esper.jax_backend.promotion import in_float32
 from esper.jax_backend.registry import lowers
 
@@ -40,16 +41,20 @@ def gelu(x, *, approximate="none"):
 
 @jax.custom_jvp
 def _gelu(x):
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    return x * _normal_cdf(x)
 
 
 @_gelu.defjvp
 def _gelu_jvp(primals, tangents):
-    """In closed form: autodiff would keep every intermediate alive for the backward pass."""
-    (x,), (t,) = primals, tangents
-    cdf = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-    density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-    return x * cdf, t * (cdf + x * density)
+    return _gelu(*primals), linear(_gelu_slope, _again(_gelu_slope), *primals, *tangents)
+
+
+def _gelu_slope(x, t):
+    return t * (_normal_cdf(x) + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 @jax.custom_jvp
@@ -59,10 +64,18 @@ def _gelu_tanh(x):
 
 @_gelu_tanh.defjvp
 def _gelu_tanh_jvp(primals, tangents):
-    (x,), (t,) = primals, tangents
+    return _gelu_tanh(*primals), linear(_gelu_tanh_slope, _again(_gelu_tanh_slope), *primals, *tangents)
+
+
+def _gelu_tanh_slope(x, t):
     tanh = jnp.tanh(_gelu_inner(x))
     inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    return 0.5 * x * (1 + tanh), t * 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner)
+    return t * 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner)
+
+
+def _again(slope):
+    """The slope for the backward, computed there: as each keeps its own arrays, XLA would write and read more."""
+    return lambda x, t: slope(jax.lax.optimization_barrier(x), t)
 
 
 def _gelu_inner(x):

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from esper.jax_backend.platform.attention import attend
 from esper.jax_backend.platform.precision import PRECISION, accumulator
+from esper.jax_backend.platform.softmax import softmax
 from esper.jax_backend.registry import lowers
 
 
@@ -28,10 +30,11 @@ def scaled_dot_product_attention(
     # Heads that share a key become further rows of the query: nothing is repeated.
     grouped = enable_gqa and query.shape[-3] != key_.shape[-3]
     logits = _mask(_logits(query, key_, scale, grouped), attn_mask, is_causal)
-    weights = _dropout(_softmax(logits, -1)[0], dropout_p, key).astype(value.dtype)
+    keep = _kept(logits, dropout_p, key)
     if not grouped:
-        return _product(weights, value).astype(query.dtype)
-    out = _product(_rows_by_head(weights, value.shape[-3]), value)
+        return _attend(logits, value, keep, dropout_p).astype(query.dtype)
+    logits, keep = (None if x is None else _rows_by_head(x, value.shape[-3]) for x in (logits, keep))
+    out = _attend(logits, value, keep, dropout_p)
     return out.reshape(*query.shape[:-1], value.shape[-1]).astype(query.dtype)
 
 
@@ -40,22 +43,28 @@ def scaled_dot_product_flash_attention_for_cpu(
     query, key_, value, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None, key=None
 ):
     """_scaled_dot_product_flash_attention_for_cpu(Tensor query, Tensor key, Tensor value, float dropout_p=0., bool is_causal=False, *, Tensor? attn_mask=None, float? scale=None) -> (Tensor output, Tensor logsumexp)"""  # noqa: E501
-    weights, log_total = _softmax(_mask(_logits(query, key_, scale, False), attn_mask, is_causal), -1)
-    out = _product(_dropout(weights, dropout_p, key).astype(value.dtype), value)
-    return out.astype(query.dtype), lax.stop_gradient(log_total[..., 0])
+    logits = _mask(_logits(query, key_, scale, False), attn_mask, is_causal)
+    out = _attend(logits, value, _kept(logits, dropout_p, key), dropout_p)
+    return out.astype(query.dtype), softmax(lax.stop_gradient(logits))[1][..., 0]
 
 
-def _dropout(x, p, key):
-    if p == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - p, x.shape)
-    return jnp.where(keep, x * (0 if p == 1 else 1 / (1 - p)), 0)
+def _attend(logits, value, keep, p):
+    """`attend`, for values and logits whose batches broadcast."""
+    batch = jnp.broadcast_shapes(logits.shape[:-2], value.shape[:-2])
+    spread = [None if x is None else jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (logits, value, keep)]
+    return attend(*spread, p)
+
+
+def _kept(logits, p, key):
+    return None if p == 0 else jax.random.bernoulli(key, 1 - p, logits.shape)
 
 
 def _logits(query, key, scale, grouped):
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    early = accumulator(query.dtype) == query.dtype  # the query is smaller than the logits, 16 bits would be rounded
     rows = _rows_by_head(query, key.shape[-3]) if grouped else query
-    logits = _product(rows, key.swapaxes(-1, -2)) * scale
+    logits = _product(rows * scale if early else rows, key.swapaxes(-1, -2))
+    logits = logits if early else logits * scale
     return logits.reshape(*query.shape[:-1], key.shape[-2]) if grouped else logits
 
 
@@ -78,12 +87,3 @@ def _product(a, b):
 def _rows_by_head(x, heads):
     """(..., heads * n, rows, size) as (..., heads, n * rows, size)."""
     return x.reshape(*x.shape[:-3], heads, (x.shape[-3] // heads) * x.shape[-2], x.shape[-1])
-
-
-def _softmax(logits, axis):
-    """Softmax and log-sum-exp; a row of nothing but -inf gives zeros, with zero gradients."""
-    largest = lax.stop_gradient(jnp.max(logits, axis, keepdims=True, initial=-jnp.inf))
-    largest = jnp.where(largest == -jnp.inf, 0, largest)
-    powers = jnp.exp(logits - largest)
-    total = jnp.sum(powers, axis, keepdims=True)
-    return powers / jnp.where(total == 0, 1, total), jnp.log(total) + largest

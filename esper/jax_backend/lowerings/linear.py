@@ -24,6 +24,8 @@ def addbmm(x, batch1, batch2, *, beta=1, alpha=1):
 @lowers("aten.addmm.default")
 def addmm(x, mat1, mat2, *, beta=1, alpha=1):
     """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    if x.ndim == 1 and beta == alpha == 1 and x.shape[0] == mat2.shape[1]:  # a layer: x is its bias
+        return linear(mat1, mat2.T, x)
     return _add_product(x, contract(mat1, mat2, ((1,), (0,))), beta, alpha)
 
 

@@ -13,6 +13,7 @@ from esper.jax_backend.axes import at_least_1d
 from esper.jax_backend.lowerings.distance import pairwise_distance
 from esper.jax_backend.lowerings.unary import magnitude
 from esper.jax_backend.platform.precision import contract, widen
+from esper.jax_backend.platform.softmax import entries, shifted
 from esper.jax_backend.promotion import float_type, promote, result_type
 from esper.jax_backend.registry import lowers
 
@@ -51,14 +52,17 @@ def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction=_MEAN):
 def cross_entropy_loss(x, target, weight=None, reduction=_MEAN, ignore_index=-100, label_smoothing=0.0):
     """cross_entropy_loss(Tensor self, Tensor target, Tensor? weight=None, int reduction=Mean, SymInt ignore_index=-100, float label_smoothing=0.0) -> Tensor"""  # noqa: E501
     axis = 0 if x.ndim == 1 else 1
-    logs = jax.nn.log_softmax(widen(x), axis)
     weight = None if weight is None else widen(weight)
     if jnp.issubdtype(target.dtype, jnp.floating):
+        logs = jax.nn.log_softmax(widen(x), axis)
         loss = _soft_targets(logs, widen(target), weight, reduction, label_smoothing, axis)
         return loss.astype(x.dtype)
-    loss, total = _nll(logs, target, weight, reduction, ignore_index, axis)
+    # The log-softmax as what it is the difference of, an array of which is never made.
+    logits, log_total = shifted(widen(x), axis)
+    loss, total = _nll(logits, target, weight, reduction, ignore_index, axis, log_total)
     if label_smoothing > 0:
-        smooth = -jnp.sum(logs if weight is None else logs * _along(weight, axis, logs.ndim), axis)
+        weighted = logits if weight is None else logits * _along(weight, axis, x.ndim)
+        smooth = (x.shape[axis] if weight is None else jnp.sum(weight)) * log_total - jnp.sum(weighted, axis)
         smooth = _reduce_by(jnp.where(target == ignore_index, 0, smooth), total, reduction)
         loss = (1 - label_smoothing) * loss + label_smoothing / x.shape[axis] * smooth
     return loss.astype(x.dtype)
@@ -257,18 +261,16 @@ def _logits(input, linear_weight, linear_bias):
     return logits if linear_bias is None else logits + linear_bias.astype(logits.dtype)
 
 
-def _nll(logs, target, weight, reduction, ignore_index, axis):
-    """The loss, and the total weight of the targets that count."""
-    # A comparison with an iota instead of a gather: its gradient is then no scatter.
-    chosen = jnp.expand_dims(target, axis) == lax.broadcasted_iota(target.dtype, logs.shape, axis)
+def _nll(logits, target, weight, reduction, ignore_index, axis, log_total=0):
+    """The loss of log-probabilities `logits - log_total`, and the total weight of the targets that count."""
     counts = target != ignore_index
-    picked = jnp.sum(jnp.where(chosen, logs, 0), axis)
-    if weight is None:
-        weights = counts.astype(logs.dtype)
-    else:
-        weights = jnp.sum(jnp.where(chosen, _along(weight, axis, logs.ndim), 0), axis) * counts
+    losses = log_total - entries(logits, target, axis)
+    known = (target >= 0) & (target < logits.shape[axis])
+    weights = counts.astype(logits.dtype)
+    if weight is not None:
+        weights = weights * jnp.where(known, weight[jnp.where(known, target, 0)], 0)
     total = jnp.sum(weights)
-    return _reduce_by(jnp.where(counts, -picked * weights, 0), total, reduction), total
+    return _reduce_by(jnp.where(counts & known, losses * weights, 0), total, reduction), total
 
 
 def _reduce(loss, reduction):

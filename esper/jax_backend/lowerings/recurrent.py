@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from esper.jax_backend.lowerings.linear import linear
+from esper.jax_backend.platform.recurrent import GRU, LSTM, RELU, TANH, Cell, Given, scan
 from esper.jax_backend.registry import lowers
 
 
@@ -41,91 +41,61 @@ def _drops(input, hx, params, has_biases, num_layers, dropout, train, bidirectio
 @lowers("aten.gru.input", draws=_drops)
 def gru(input, hx, params, *call, key=None):
     """gru.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""  # noqa: E501
-    out, (h,) = _layers(_gru_step, input, (hx,), params, _Call(*call), key)
+    out, (h,) = _layers(GRU, input, (hx,), params, _Call(*call), key)
     return out, h
 
 
 @lowers("aten.gru_cell.default")
 def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     """gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""
-    return _cell(_gru_step, input, (hx,), _Weights(w_ih, w_hh, b_ih, b_hh, None))[0]
+    return _cell(GRU, input, (hx,), _Weights(w_ih, w_hh, b_ih, b_hh, None))[0]
 
 
 @lowers("aten.lstm.input", draws=_drops)
 def lstm(input, hx, params, *call, key=None):
     """lstm.input(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor)"""  # noqa: E501
-    out, (h, c) = _layers(_lstm_step, input, tuple(hx), params, _Call(*call), key)
+    out, (h, c) = _layers(LSTM, input, tuple(hx), params, _Call(*call), key)
     return out, h, c
 
 
 @lowers("aten.lstm_cell.default")
 def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     """lstm_cell(Tensor input, Tensor[] hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> (Tensor, Tensor)"""  # noqa: E501
-    return _cell(_lstm_step, input, tuple(hx), _Weights(w_ih, w_hh, b_ih, b_hh, None))
+    return _cell(LSTM, input, tuple(hx), _Weights(w_ih, w_hh, b_ih, b_hh, None))
 
 
 @lowers("aten.rnn_relu.input", draws=_drops)
 def rnn_relu(input, hx, params, *call, key=None):
     """rnn_relu.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""  # noqa: E501
-    out, (h,) = _layers(_relu_step, input, (hx,), params, _Call(*call), key)
+    out, (h,) = _layers(RELU, input, (hx,), params, _Call(*call), key)
     return out, h
 
 
 @lowers("aten.rnn_relu_cell.default")
 def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     """rnn_relu_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""  # noqa: E501
-    return _cell(_relu_step, input, (hx,), _Weights(w_ih, w_hh, b_ih, b_hh, None))[0]
+    return _cell(RELU, input, (hx,), _Weights(w_ih, w_hh, b_ih, b_hh, None))[0]
 
 
 @lowers("aten.rnn_tanh.input", draws=_drops)
 def rnn_tanh(input, hx, params, *call, key=None):
     """rnn_tanh.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""  # noqa: E501
-    out, (h,) = _layers(_tanh_step, input, (hx,), params, _Call(*call), key)
+    out, (h,) = _layers(TANH, input, (hx,), params, _Call(*call), key)
     return out, h
 
 
 @lowers("aten.rnn_tanh_cell.default")
 def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     """rnn_tanh_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor"""  # noqa: E501
-    return _cell(_tanh_step, input, (hx,), _Weights(w_ih, w_hh, b_ih, b_hh, None))[0]
+    return _cell(TANH, input, (hx,), _Weights(w_ih, w_hh, b_ih, b_hh, None))[0]
 
 
-# Steps: (state, the input's share of the gates, weights) -> state, whose first member is the output.
+def _cell(cell: Cell, input, state, weights):
+    product = linear(state[0], weights.w_hh, weights.b_hh)
+    return cell.advance(state, linear(input, weights.w_ih, weights.b_ih), product)[0]
 
 
-def _gru_step(state, inputs, weights):
-    (h,) = state
-    reset_x, update_x, new_x = jnp.split(inputs, 3, axis=-1)
-    reset_h, update_h, new_h = jnp.split(linear(h, weights.w_hh, weights.b_hh), 3, axis=-1)
-    reset, update = jax.nn.sigmoid(reset_x + reset_h), jax.nn.sigmoid(update_x + update_h)
-    new = jnp.tanh(new_x + reset * new_h)
-    return (new + update * (h - new),)
-
-
-def _lstm_step(state, inputs, weights):
-    h, c = state
-    enter, forget, new, leave = jnp.split(inputs + linear(h, weights.w_hh, weights.b_hh), 4, axis=-1)
-    c = jax.nn.sigmoid(forget) * c + jax.nn.sigmoid(enter) * jnp.tanh(new)
-    h = jax.nn.sigmoid(leave) * jnp.tanh(c)
-    return (h if weights.w_hr is None else linear(h, weights.w_hr)), c
-
-
-def _relu_step(state, inputs, weights):
-    return (jax.nn.relu(inputs + linear(state[0], weights.w_hh, weights.b_hh)),)
-
-
-def _tanh_step(state, inputs, weights):
-    return (jnp.tanh(inputs + linear(state[0], weights.w_hh, weights.b_hh)),)
-
-
-Step = Callable[[tuple[jax.Array, ...], jax.Array, _Weights], tuple[jax.Array, ...]]
-
-
-def _cell(step: Step, input, state, weights):
-    return step(state, linear(input, weights.w_ih, weights.b_ih), weights)
-
-
-def _layers(step: Step, input, states, params, call: _Call, key) -> tuple[jax.Array, tuple[Any, ...]]:
+def _layers(cell: Cell, input, states, params, call: _Call, key) -> tuple[jax.Array, tuple[Any, ...]]:
     """The output of the last layer, and each state stacked over layers and directions."""
     directions = 2 if call.bidirectional else 1
     weights = _unpack(params, call.num_layers * directions, call.has_biases)
@@ -135,7 +105,7 @@ def _layers(step: Step, input, states, params, call: _Call, key) -> tuple[jax.Ar
         outs = []
         for direction in range(directions):
             place = layer * directions + direction
-            out, final = _scan(step, x, tuple(s[place] for s in states), weights[place], reverse=direction == 1)
+            out, final = _scan(cell, x, tuple(s[place] for s in states), weights[place], reverse=direction == 1)
             outs.append(out)
             finals.append(final)
         x = outs[0] if directions == 1 else jnp.concatenate(outs, axis=-1)
@@ -149,14 +119,26 @@ def _dropout(x, p, key):
     return jnp.where(keep, x * (0 if p == 1 else 1 / (1 - p)), 0)
 
 
-def _scan(step: Step, x, state, weights, *, reverse):
-    inputs = linear(x, weights.w_ih, weights.b_ih)
+def _scan(cell: Cell, x, state, weights, *, reverse):
+    if weights.w_hr is not None:
+        return _projected(cell, x, state, weights, reverse)
+    if cell is GRU:  # the reset gate multiplies the second bias
+        bias, late = weights.b_ih, weights.b_hh
+    else:
+        bias, late = None if weights.b_ih is None else weights.b_ih + weights.b_hh, None
+    inputs = linear(x, weights.w_ih, bias)
+    return scan(cell, reverse, Given(inputs, state, weights.w_hh, late))
+
+
+def _projected(cell: Cell, x, state, weights, reverse):
+    """An LSTM whose output is a projection of its hidden state."""
 
     def advance(state, inputs):
-        state = step(state, inputs, weights)
-        return state, state[0]
+        hidden, *rest = cell.advance(state, inputs, linear(state[0], weights.w_hh, weights.b_hh))[0]
+        out = linear(hidden, weights.w_hr)
+        return (out, *rest), out
 
-    final, outs = lax.scan(advance, state, inputs, reverse=reverse)
+    final, outs = lax.scan(advance, state, linear(x, weights.w_ih, weights.b_ih), reverse=reverse)
     return outs, final
 
 
