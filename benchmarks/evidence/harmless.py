@@ -21,11 +21,12 @@ Found = dict[str, list[Outcome]]
 def run() -> Benchmark:
     """All of it; the stall first, while nothing else of ours has run."""
     watches = [measured() for _ in range(STALLS)]
+    stall = _stall(watches)
     found = {task.name: [outcome(task, key) for key in KEYS] for task in TASKS}
-    return told(found, watches, list(births()), list(host_hashes()))
+    return told(found, stall, list(births()), list(host_hashes()))
 
 
-def told(found: Found, watches: Sequence[Watch], born: Sequence[Birth], hashes: Sequence[Hashes]) -> Benchmark:
+def told(found: Found, stall: Claim, born: Sequence[Birth], hashes: Sequence[Hashes]) -> Benchmark:
     """The benchmark of these results."""
     saturated = [found["digits"], found["clouds"]]
     return Benchmark(
@@ -47,7 +48,7 @@ def told(found: Found, watches: Sequence[Watch], born: Sequence[Birth], hashes: 
             _false_fossilise(found),
             *_exact(born),
             _compiles(found),
-            _stall(watches),
+            stall,
             *_hashes(hashes),
         ),
         notes=(
@@ -151,6 +152,10 @@ def _stall(watches: Sequence[Watch]) -> Claim:
     ratios = [max(watch.busy) / max(watch.normal) for watch in watches]
     busy, normal = [s for watch in watches for s in watch.busy], [s for watch in watches for s in watch.normal]
     slow = sum(seconds > 2 * max(watch.normal) for watch in watches for seconds in watch.busy)
+    compiles = [seconds for watch in watches for seconds in watch.compiles if seconds > 0.1]
+    swaps = [seconds for watch in watches for seconds in watch.swaps]
+    if not compiles:
+        raise RuntimeError("no germination was compiled while its run lasted, so there is no stall to speak of")
     worst = ", ".join(f"{_ms(max(watch.busy))} against {_ms(max(watch.normal))}" for watch in watches)
     return Claim(
         "worst step while a germination compiles, against the worst normal step",
@@ -159,9 +164,9 @@ def _stall(watches: Sequence[Watch]) -> Claim:
         statistics.fmean(ratios) <= 2,
         f"{slow} of {len(busy)} steps beside a compile took more than twice the worst normal one of their run; an MLP "
         f"of width {WIDTH}, {STALL_BATCH} examples a step; germinations compiled for "
-        f"{statistics.median(s for watch in watches for s in watch.compiles if s > 0.1):.1f} s (median of those that "
+        f"{statistics.median(compiles):.1f} s (median of those that "
         f"compiled anything); {len(normal)} normal steps; the steps at which kernels entered took at most "
-        f"{_ms(max(s for watch in watches for s in watch.swaps))}; on two cores, both of which a step uses, and one "
+        f"{_ms(max(swaps))}; on two cores, both of which a step uses, and one "
         "of which the compiler takes at the priority of training",
     )
 
