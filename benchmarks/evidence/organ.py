@@ -149,6 +149,7 @@ def _claims(found: dict[str, Arm]) -> list[Claim]:
             "<= 1.15 times",
             f"{spelt(ratios, 3)} times, at most {max(ratios):.3f}",
             max(ratios) <= 1.15,
+            _raced_again(esper, ratios),
         ),
     ]
     return made
@@ -159,6 +160,14 @@ def _behind(others: list[str], theirs: list[float], gaps: dict[int, float]) -> s
         return f"{_told(others)} Over the keys that keep the conv: {spelt(theirs)} points."
     worst = min(gaps, key=lambda key: gaps[key])
     return f"Median {statistics.median(gaps.values()):.1f} points; key {worst} is furthest behind, {gaps[worst]:.1f}."
+
+
+def _raced_again(esper: Arm, ratios: list[float]) -> str:
+    """Which keys took more, and why: a race that no candidate wins is held again, with new kernels."""
+    races = {run.key: len({e.step for e in run.events if e.what == "germinate"}) for run in esper.runs}
+    above = [run.key for run, ratio in zip(esper.runs, ratios, strict=True) if ratio > 1.15]
+    held = ", ".join(f"key {key} held {races[key]} races, no candidate having won the earlier ones" for key in above)
+    return f"{len(ratios) - len(above)} of {len(ratios)} keys within; {held}." if above else ""
 
 
 def _told(parts: list[str]) -> str:
