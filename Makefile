@@ -6,10 +6,10 @@ BIN := .venv/bin
 TEST_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep parity evidence versions lint types bench docs
+.PHONY: help setup demo test sweep parity evidence versions lint types bench bench-bridges docs
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: .venv/ready  ## make .venv from constraints.txt
 
@@ -58,9 +58,20 @@ lint: setup  ## ruff and the floors of the architecture
 types: setup  ## pyright
 	$(BIN)/pyright
 
-bench: setup  ## time a train step beside eager torch and hand-written JAX, and beside kernels in reserve
-	$(BIN)/python benchmarks/train_step.py
+bench: setup  ## time esper beside eager torch, torch.compile and JAX by hand, and docs/performance.md (about two hours)
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python benchmarks/reserve.py
+
+bench-bridges: setup .venv-bridges/ready  ## the same, with the tracing bridges among the contenders
+	$(BIN)/python -m benchmarks.speed
+
+.venv-bridges/ready: benchmarks/requirements-bridges.txt constraints.txt
+	$(PYTHON) -m venv .venv-bridges
+	.venv-bridges/bin/pip install --disable-pip-version-check --quiet \
+	    --constraint constraints.txt torch setuptools
+	.venv-bridges/bin/pip install --disable-pip-version-check --quiet \
+	    --constraint constraints.txt --requirement benchmarks/requirements-bridges.txt
+	touch $@
 
 docs: setup  ## run the code in README.md and docs/
 	$(TEST_FLAGS) $(BIN)/python -m pytest -q tests/test_docs.py

@@ -16,7 +16,7 @@ TINY = Workload(
     "resnet18",
     "a residual network of nearly nothing",
     "resnet",
-    partial(ResNet, Basic, (1, 1), 4, "imagenet", 3),
+    partial(ResNet, Basic, (1,), 4, "imagenet", 3),
     partial(arrays, (2, 3, 16, 16), 3),
     images=True,
 )

@@ -1,4 +1,4 @@
-"""Those who compete, one file each: each makes a `Contender` of a problem."""
+"""Those who compete: each is a function that makes a `Contender` of a problem."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from benchmarks.speed.contenders.contender import Contender, Unavailable
 from benchmarks.speed.workloads import Problem
 
 CONTENDERS = {
-    "esper": "wrapped",
-    "eager torch": "eager",
-    "torch.compile": "compiled",
-    "idiomatic JAX": "idiomatic",
+    "esper": "wrapped.enter",
+    "eager torch": "eager.enter",
+    "torch.compile": "compiled.enter",
+    "idiomatic JAX": "handwritten.idiomatic",
+    "hand-tuned JAX": "handwritten.tuned",
+    "torchax": "bridges.torchax",
+    "torch2jax": "bridges.torch2jax",
 }
-"""Name to module; eager torch is the one that the others' losses are compared with."""
+"""Name to module and function; eager torch is the one that the others' losses are compared with."""
 
 
 def enter(name: str, problem: Problem) -> Contender:
@@ -22,7 +25,8 @@ def enter(name: str, problem: Problem) -> Contender:
     Raises:
         Unavailable: It cannot take part here, or not in this workload.
     """
-    return import_module(f"{__name__}.{CONTENDERS[name]}").enter(problem)
+    module, function = CONTENDERS[name].split(".")
+    return getattr(import_module(f"{__name__}.{module}"), function)(problem)
 
 
 __all__ = ["CONTENDERS", "Contender", "Unavailable", "enter"]

@@ -23,7 +23,8 @@ def converted(module: nn.Module) -> tuple[Arrays, Arrays]:
 
 def _turned(part: nn.Module, name: str, array: jax.Array) -> jax.Array:
     if isinstance(part, nn.ConvTranspose2d) and name == "weight":
-        return array.transpose(2, 3, 0, 1)
+        # JAX's transposed convolution does not flip its kernel.
+        return array.transpose(2, 3, 0, 1)[::-1, ::-1]
     if isinstance(part, nn.Conv1d | nn.Conv2d) and name == "weight":
         return array.transpose(*range(2, array.ndim), 1, 0)
     linear = isinstance(part, nn.Linear) and name == "weight"

@@ -1,0 +1,34 @@
+"""U-Nets; classes come last."""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+from jax import numpy as jnp
+
+from benchmarks.speed.idiomatic.layers import Net, max_pool
+
+
+def forward(module):
+    depth = len(module.down)
+
+    def run(params, stats, inputs, train):
+        net, (x,) = Net(params, stats, train), inputs
+        x, kept = x.transpose(0, 2, 3, 1), []
+        for index in range(depth):
+            x = double(net, f"down.{index}", x)
+            kept.append(x)
+            x = max_pool(x, 2, 2)
+        x = double(net, "bottom", x)
+        for index in range(depth):
+            grown = lax.conv_transpose(x, params[f"grow.{index}.weight"], (2, 2), "VALID")
+            x = jnp.concatenate([kept.pop(), grown + params[f"grow.{index}.bias"]], -1)
+            x = double(net, f"up.{index}", x)
+        return net.conv("head", x), net.moved
+
+    return run
+
+
+def double(net, name, x):
+    x = jax.nn.relu(net.batch_norm(f"{name}.1", net.conv(f"{name}.0", x, 1, 1)))
+    return jax.nn.relu(net.batch_norm(f"{name}.4", net.conv(f"{name}.3", x, 1, 1)))
