@@ -1,20 +1,26 @@
-"""Biases and scales, their gradients as matrix-vector products.
+"""Biases and scales, and the sums over all other dimensions that are their gradients.
 
-Autodiff's gradient of a broadcast vector is a column sum, which XLA fuses with whatever makes the
-cotangent: slow, and added up in an order that depends on the surroundings. A product with ones reads the
-finished cotangent, so a layer's bias learns the same, bit for bit, whatever grows beside the layer.
+XLA fuses the sum over the rows of a matrix with whatever makes and reads it: slow, and added up in an order that
+depends on the surroundings. `sums` says the order itself: slices are added element by element, the few rows that
+remain are a product with ones. So a layer's bias learns the same, bit for bit, whatever grows beside the layer.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from functools import partial
+from itertools import groupby
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from esper.jax_backend.platform.precision import PRECISION, accumulator
+from esper.jax_backend.linear import linear
+from esper.jax_backend.platform.precision import contract, widen
+
+_SLICES = 8  # added at a time: more make longer loops, not faster ones
+_SMALL = 2**13  # elements, for which one product is enough
 
 
 def add_bias(x: jax.Array, bias: jax.Array, axis: int) -> jax.Array:
@@ -25,6 +31,14 @@ def add_bias(x: jax.Array, bias: jax.Array, axis: int) -> jax.Array:
 def scale(x: jax.Array, weight: jax.Array, axis: int) -> jax.Array:
     """`x * weight`, the dimensions of `weight` standing at `axis` of `x`; in the dtype of `x`."""
     return x * _like(x, weight, axis)
+
+
+def sums(x: jax.Array, over: tuple[int, ...]) -> jax.Array:
+    """The sums of `x` over some dimensions, which are kept with size 1."""
+    lead, before, kept, after = _view(x.shape, over)
+    total = _over_rows(x.reshape(lead, before, kept * after))
+    total = _over_columns(total.reshape(lead * kept, after))
+    return total.reshape([1 if axis in over else size for axis, size in enumerate(x.shape)])
 
 
 def _like(x: jax.Array, vector: jax.Array, axis: int) -> jax.Array:
@@ -42,11 +56,54 @@ def _spread(vector: jax.Array, before: int, after: int) -> jax.Array:
 def _spread_jvp(
     before: int, after: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    (vector,), (dot,) = primals, tangents
-    ones = jnp.ones((1, before, after), vector.dtype)
-    wide = accumulator(vector.dtype)
-    # Its transpose is the product of the cotangent with ones, over both outer dimensions.
-    spread = lax.dot_general(
-        dot[:, None], ones, (((1,), (0,)), ((), ())), precision=PRECISION, preferred_element_type=wide
+    spread = partial(_spread, before=before, after=after)
+    return spread(*primals), linear(lambda _, dot: spread(dot), _gathered, (), *tangents)
+
+
+def _gathered(_: tuple[()], cotangent: jax.Array) -> jax.Array:
+    return sums(widen(cotangent), (0, 2)).ravel().astype(cotangent.dtype)
+
+
+def _view(shape: tuple[int, ...], over: tuple[int, ...]) -> tuple[int, ...]:
+    """Four dimensions instead of those of `shape`: kept, summed, kept, summed."""
+    runs = [
+        (summed, math.prod(shape[a] for a in axes)) for summed, axes in groupby(range(len(shape)), over.__contains__)
+    ]
+    sizes = [size for _, size in runs]
+    missing = 1 if runs[0][0] else 2 if len(runs) == 2 else 0
+    return (*[1] * missing, *sizes, *[1] * (4 - missing - len(sizes)))
+
+
+def _over_rows(x: jax.Array) -> jax.Array:
+    """(lead, rows, columns) to (lead, columns)."""
+    lead, rows, _ = x.shape
+    if rows == 1:
+        return x[:, 0]
+    x = _folded(x, 1)
+    ones = jnp.ones(x.shape[:2], x.dtype)
+    return contract(ones, x, ((1,), (1,)), ((0,), (0,))) if lead > 1 else contract(ones[0], x[0], ((0,), (0,)))[None]
+
+
+def _over_columns(x: jax.Array) -> jax.Array:
+    """(rows, columns) to (rows,)."""
+    if x.shape[1] == 1:
+        return x[:, 0]
+    x = _folded(x, 1)
+    return contract(x, jnp.ones((x.shape[1],), x.dtype), ((1,), (0,)))
+
+
+def _folded(x: jax.Array, axis: int) -> jax.Array:
+    """Equal slices along `axis` of a large array, added up."""
+    size = x.shape[axis]
+    count = _divisor(size, _SLICES) if x.size > _SMALL else 1
+    # Rows far apart would be as many streams to read from; parts of the last dimension are to be contiguous.
+    last = axis == x.ndim - 1
+    split = (count, size // count) if last else (size // count, count)
+    parts = x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])
+    return functools.reduce(
+        jnp.add, (lax.index_in_dim(parts, i, axis + (not last), keepdims=False) for i in range(count))
     )
-    return _spread(vector, before, after), jnp.moveaxis(spread, 0, 1).astype(vector.dtype)
+
+
+def _divisor(size: int, most: int) -> int:
+    return max(count for count in range(1, most + 1) if size % count == 0)
