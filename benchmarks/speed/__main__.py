@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.speed import measure, overhead, report, resident
 from benchmarks.speed.contenders import CONTENDERS
-from benchmarks.speed.results import Measurement, Run, save, save_overhead
-from benchmarks.speed.workloads import WORKLOADS, prepared
+from benchmarks.speed.results import Measurement, save, save_overhead
+from benchmarks.speed.workloads import WORKLOADS
 
 RUNS = 3
 COUNTED_BY_PROCESS = ("eager torch", "esper")
@@ -25,7 +25,7 @@ def main() -> None:
     chosen = _arguments()
     contenders = chosen.contenders or list(CONTENDERS)
     for name in [name for name in chosen.what if name in WORKLOADS] or ([] if chosen.what else list(WORKLOADS)):
-        runs = tuple(alone(one_run, name, contenders) for _ in range(chosen.runs))
+        runs = tuple(alone(measure.one_run, name, contenders) for _ in range(chosen.runs))
         sizes = {who: alone(resident.resident, name, who) for who in COUNTED_BY_PROCESS if who in contenders}
         workload = WORKLOADS[name]
         found = Measurement(
@@ -38,11 +38,6 @@ def main() -> None:
         save_overhead(alone(overhead.measured))
     if not chosen.contenders:
         print(report.write())
-
-
-def one_run(name: str, contenders: list[str]) -> Run:
-    """One run of a workload."""
-    return measure.measured(prepared(WORKLOADS[name]), contenders)
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.speed.contenders import CONTENDERS, Contender, Unavailable, enter
 from benchmarks.speed.results import Outcome, Run
-from benchmarks.speed.workloads import Problem
+from benchmarks.speed.workloads import WORKLOADS, Problem, prepared
 
 TURNS, PER_TURN = 4, 3
 """Turns, and the timed calls of each; one before them is not timed, for threads and caches to change hands."""
@@ -19,6 +19,11 @@ CHECKED = 3
 TOLERANCE = 1e-3
 """Of losses, relative, and of logits, relative to the largest."""
 REFERENCE = "eager torch"
+
+
+def one_run(workload: str, names: Iterable[str]) -> Run:
+    """One run of a listed workload."""
+    return measured(prepared(WORKLOADS[workload]), names)
 
 
 def measured(problem: Problem, names: Iterable[str] = tuple(CONTENDERS), turns: int = TURNS) -> Run:

@@ -23,12 +23,16 @@ of this and writes this page from the files in `docs/performance/`; nothing here
 All contenders start from the same weights and see the same batch. In each run, a process of its own, they take turns:
 four turns of one call that is not timed and three that are. A time is the median of a run's twelve; figures are means
 over runs. A contender whose first three losses or first logits differ from eager torch's by more than 0.1 % is marked
-wrong and has no time.
+wrong and has no time. First calls are those of a train step; what a process imports and sets up at its very first is
+not counted.
 
 * *esper*: `esper.wrap`, `apply(train=True)` and optax in one jitted step with donated state, as in the README.
 * *eager torch*: the best of both memory formats, and of fused and foreach AdamW, found anew in every run.
 * *torch.compile*: the best of both memory formats, forward and loss in one graph, fused AdamW.
 * *idiomatic JAX*: written by hand as most of JAX's users write it (`benchmarks/speed/idiomatic/`).
+* *hand-tuned JAX*: the same networks of layers written for this processor (`benchmarks/speed/tuned/`).
+* *torchax*, *torch2jax*: bridges that trace torch modules into JAX, in an environment of their own
+  (`make bench-bridges`); their batch norms' running statistics stay as they are.
 """
 
 
@@ -51,8 +55,10 @@ def section(found: Measurement) -> Iterator[str]:
 
 def _lines(found: list[Measurement], folder: Path) -> Iterator[str]:
     yield _HEAD
-    if found:
-        yield from _machines(found)
+    if not found:
+        yield "Nothing is measured yet."
+        return
+    yield from _machines(found)
     for title, what in (("Train step", "step"), ("Inference", "infer")):
         yield f"\n## {title}: how many times as long as esper the others take\n"
         yield "Means over runs of ratios of medians; above 1, esper is faster.\n"

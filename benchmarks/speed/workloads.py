@@ -32,7 +32,7 @@ class Workload:
     Attributes:
         name: On the command line.
         about: Network and batch in a few words.
-        family: The file of the same network in plain JAX (`idiomatic/`), and of the expert's (`tuned/`).
+        family: The file of the same network in plain JAX (`idiomatic/`).
         build: Makes the module.
         draw: Makes a batch.
         class_axis: Where the logits have classes.

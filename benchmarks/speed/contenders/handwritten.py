@@ -1,11 +1,11 @@
-"""JAX by hand: as most of its users write it (`idiomatic/`), and as an expert does for this processor (`tuned/`)."""
+"""JAX by hand: as most of its users write it (`idiomatic/`), and as an expert does for this
+processor (`tuned/`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
+from typing import Any
 
 import jax
 import optax
@@ -13,6 +13,7 @@ import optax
 from benchmarks.speed.contenders.contender import Contender, Unavailable
 from benchmarks.speed.contenders.jitted import TX, batch, compiled, cross_entropy
 from benchmarks.speed.idiomatic.arrays import Arrays, converted
+from benchmarks.speed.tuned import layers as expert
 from benchmarks.speed.workloads import Problem
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -20,27 +21,26 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def idiomatic(problem: Problem) -> Contender:
-    """The network of the workload's family in `idiomatic/`."""
-    return _entered(problem, _family("idiomatic", problem), converted(problem.module), cross_entropy)
+    """The network of the workload's family, of the layers that most users write."""
+    return _entered(problem, _family(problem)(problem.module), converted(problem.module), cross_entropy)
 
 
 def tuned(problem: Problem) -> Contender:
-    """The network of the workload's family in `tuned/`."""
-    family = _family("tuned", problem)
-    layers = import_module("benchmarks.speed.tuned.layers")
-    return _entered(problem, family, layers.converted(problem.module), layers.cross_entropy)
-
-
-def _family(package: str, problem: Problem) -> ModuleType:
-    package = f"benchmarks.speed.{package}"
-    place = f"{package}.{problem.workload.family}"
-    if find_spec(package) is None or find_spec(place) is None:
+    """The same network, of an expert's layers."""
+    if not problem.workload.tuned:
         raise Unavailable("not written for this network")
-    return import_module(place)
+    forward = _family(problem)(problem.module, expert.Net)
+    return _entered(problem, forward, expert.converted(problem.module), expert.cross_entropy)
 
 
-def _entered(problem: Problem, family: ModuleType, net: tuple[Arrays, Arrays], cross_entropy: Loss) -> Contender:
-    forward, (inputs, labels) = family.forward(problem.module), batch(problem)
+def _family(problem: Problem) -> Callable[..., Callable[..., Any]]:
+    return import_module(f"benchmarks.speed.idiomatic.{problem.workload.family}").forward
+
+
+def _entered(
+    problem: Problem, forward: Callable[..., Any], net: tuple[Arrays, Arrays], cross_entropy: Loss
+) -> Contender:
+    inputs, labels = batch(problem)
 
     def train(net, opt_state, inputs, labels):
         params, stats = net

@@ -7,11 +7,11 @@ from jax import numpy as jnp
 from benchmarks.speed.idiomatic.layers import Net
 
 
-def forward(module):
+def forward(module, layers=Net):
     depth, heads = len(module.layers), module.layers[0].attention.heads
 
     def run(params, stats, inputs, train):
-        net, (ids, mask) = Net(params, stats, train), inputs
+        net, (ids, mask) = layers(params, stats, train), inputs
         x = net.layer_norm("norm", net.embed("tokens", ids) + params["positions"][: ids.shape[1]])
         for index in range(depth):
             name = f"layers.{index}"

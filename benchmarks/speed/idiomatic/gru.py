@@ -9,13 +9,13 @@ from jax import numpy as jnp
 from benchmarks.speed.idiomatic.layers import Net
 
 
-def forward(module):
-    layers = module.gru.num_layers
+def forward(module, layers=Net):
+    depth = module.gru.num_layers
 
     def run(params, stats, inputs, train):
-        net, (ids,) = Net(params, stats, train), inputs
+        net, (ids,) = layers(params, stats, train), inputs
         x = net.embed("words", ids).transpose(1, 0, 2)
-        for layer in range(layers):
+        for layer in range(depth):
             there = gru(params, f"gru.{{}}_l{layer}", x, reverse=False)
             back = gru(params, f"gru.{{}}_l{layer}_reverse", x, reverse=True)
             x = jnp.concatenate([there, back], -1)

@@ -59,7 +59,7 @@ class Net:
         return self.params[f"{name}.weight"][ids]
 
     def mlp(self, name: str, x: jax.Array) -> jax.Array:
-        return self.dense(f"{name}.reduce", gelu(self.dense(f"{name}.expand", x)))
+        return self.dense(f"{name}.reduce", self.gelu(self.dense(f"{name}.expand", x)))
 
     def attention(self, name: str, x: jax.Array, heads: int, mask: jax.Array | None = None) -> jax.Array:
         """`mask` broadcasts to (batch, heads, queries, keys), true where a key is seen."""
@@ -79,16 +79,31 @@ class Net:
     def _scaled(self, name: str, x: jax.Array) -> jax.Array:
         return x * self.params[f"{name}.weight"] + self.params[f"{name}.bias"]
 
+    def unembed(self, name: str, x: jax.Array) -> jax.Array:
+        return x @ self.params[f"{name}.weight"].T
 
-def gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
+    def gelu(self, x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x, approximate=False)
 
+    def max_pool(self, x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+        pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1), pads)
 
-def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1), pads)
+    def avg_pool(self, x: jax.Array, size: int) -> jax.Array:
+        """Over the one spatial axis."""
+        return lax.reduce_window(x, 0.0, lax.add, (1, size, 1), (1, size, 1), "VALID") / size
 
+    def lstm(self, place: str, x: jax.Array) -> jax.Array:
+        """(time, batch, features) to (time, batch, width)."""
+        parts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        by_input, by_state, bias1, bias2 = (self.params[place.format(part)] for part in parts)
 
-def avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """Over the one spatial axis."""
-    return lax.reduce_window(x, 0.0, lax.add, (1, size, 1), (1, size, 1), "VALID") / size
+        def cell(carry, x):
+            h, c = carry
+            i, f, g, o = jnp.split(x @ by_input + h @ by_state + bias1 + bias2, 4, -1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        zeros = jnp.zeros((x.shape[1], by_state.shape[0]))
+        return lax.scan(cell, (zeros, zeros), x)[1]

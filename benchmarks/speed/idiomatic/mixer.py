@@ -7,11 +7,11 @@ from jax import numpy as jnp
 from benchmarks.speed.idiomatic.layers import Net
 
 
-def forward(module):
+def forward(module, layers=Net):
     depth, patch = len(module.blocks), module.patches.stride[0]
 
     def run(params, stats, inputs, train):
-        net, (x,) = Net(params, stats, train), inputs
+        net, (x,) = layers(params, stats, train), inputs
         x = net.conv("patches", x.transpose(0, 2, 3, 1), patch)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         for index in range(depth):

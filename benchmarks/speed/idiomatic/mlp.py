@@ -7,11 +7,11 @@ import jax
 from benchmarks.speed.idiomatic.layers import Net
 
 
-def forward(module):
+def forward(module, layers=Net):
     depth = len(module)
 
     def run(params, stats, inputs, train):
-        net, (x,) = Net(params, stats, train), inputs
+        net, (x,) = layers(params, stats, train), inputs
         for index in range(0, depth - 1, 2):
             x = jax.nn.relu(net.dense(f"{index}", x))
         return net.dense(f"{depth - 1}", x), net.moved

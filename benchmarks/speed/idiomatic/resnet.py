@@ -5,21 +5,21 @@ from __future__ import annotations
 import jax
 from jax import numpy as jnp
 
-from benchmarks.speed.idiomatic.layers import Net, max_pool
+from benchmarks.speed.idiomatic.layers import Net
 from benchmarks.speed.models.resnet import Bottleneck
 
 
-def forward(module):
+def forward(module, layers=Net):
     depths = [len(stage) for stage in module.stages]
     block = bottleneck if isinstance(module.stages[0][0], Bottleneck) else basic
     imagenet = module.conv.stride[0] == 2
 
     def run(params, stats, inputs, train):
-        net, (x,) = Net(params, stats, train), inputs
+        net, (x,) = layers(params, stats, train), inputs
         x = x.transpose(0, 2, 3, 1)
         x = net.conv("conv", x, 2, 3) if imagenet else net.conv("conv", x, 1, 1)
         x = jax.nn.relu(net.batch_norm("bn", x))
-        x = max_pool(x, 3, 2, 1) if imagenet else x
+        x = net.max_pool(x, 3, 2, 1) if imagenet else x
         for stage, depth in enumerate(depths):
             for index in range(depth):
                 x = block(net, f"stages.{stage}.{index}", x, 2 if stage and not index else 1)
