@@ -30,10 +30,13 @@ _POINTWISE = frozenset(f"aten.{name}" for name in (
     "selu.default", "sigmoid.default", "sign.default", "silu.default", "sin.default", "softplus.default",
     "sqrt.default", "square.default", "sub.Scalar", "sub.Tensor", "tanh.default", "where.self", "_to_copy.default",
 ))
-_REDUCES = frozenset(f"aten.{name}" for name in (
-    "amax.default", "amin.default", "mean.dim", "sum.dim_IntList", "var.correction", "var_mean.correction",
-))
 # fmt: on
+# With the place of `keepdim` among the arguments after the dimensions.
+_REDUCES = {
+    **dict.fromkeys(("aten.amax.default", "aten.amin.default", "aten.mean.dim", "aten.sum.dim_IntList"), 0),
+    **dict.fromkeys(("aten.var.dim", "aten.std.dim", "aten.var_mean.dim"), 1),
+    **dict.fromkeys(("aten.var.correction", "aten.std.correction", "aten.var_mean.correction"), 1),
+}
 # With the place of `dim` among the arguments after the first.
 _CUTS = {"aten.chunk.default": 1, "aten.slice.Tensor": 0, "aten.split.Tensor": 1, "aten.split_with_sizes.default": 1}
 
@@ -153,7 +156,7 @@ def _reduced(call: _Call) -> Any:
         return NotImplemented
     x, dims, *rest = call.args
     axes = sorted(axis % call.ndim for axis in dims)
-    kept = bool(rest and rest[0]) or call.kwargs.get("keepdim", False)
+    kept = call.kwargs.get("keepdim", False) or any(rest[_REDUCES[call.op] :][:1])
     if not kept and axes != list(range(2, call.ndim)):
         return NotImplemented
     return _held(call.found.rule(x.array, tuple(_place(a, call.ndim) for a in axes), *rest, **call.kwargs), call.ndim)
