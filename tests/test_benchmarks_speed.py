@@ -20,7 +20,7 @@ TINY = Workload(
     partial(arrays, (2, 3, 16, 16), 3),
     images=True,
 )
-IN_PROCESS = ("eager torch", "esper", "idiomatic JAX")
+IN_PROCESS = ("eager torch", "esper", "idiomatic JAX", "hand-tuned JAX")
 
 
 @pytest.fixture(scope="module")

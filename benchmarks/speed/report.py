@@ -18,7 +18,8 @@ PAGE = FOLDER.parent / "performance.md"
 _HEAD = """# Performance
 
 How long a train step (AdamW, float32) and an inference take, beside others that do the same. `make bench` measures all
-of this and writes this page from the files in `docs/performance/`; nothing here is edited by hand.
+of this and writes this page from the files in `docs/performance/`; nothing here is edited by hand. Which operations a
+step spends its time in: `python -m benchmarks.speed.profile WORKLOAD`.
 
 All contenders start from the same weights and see the same batch. In each run, a process of its own, they take turns:
 four turns of one call that is not timed and three that are. A time is the median of a run's twelve; figures are means
