@@ -53,6 +53,8 @@ def _of(equation: Any) -> int:
             return _dot(equation)
         case "conv_general_dilated":
             return _conv(equation)
+        case "convolve" | "convolve_input_gradient" | "convolve_weight_gradient":
+            return _convolve(name, equation)
         case "scan":
             return params["length"] * _count(params["jaxpr"].jaxpr)
         case "cond":
@@ -87,6 +89,18 @@ def _conv(equation: Any) -> int:
     # Of a dilated input, as in the gradient of a strided convolution, most taps meet a zero.
     met = math.prod(equation.params["lhs_dilation"])
     return 2 * math.prod(equation.outvars[0].aval.shape) * taps // met
+
+
+def _convolve(name: str, equation: Any) -> int:
+    """One of the three primitives of `platform/convolution`, as if it were XLA's own convolution."""
+    (_, second), (made,), spec = equation.invars, equation.outvars, equation.params["spec"]
+    weight = made if name == "convolve_weight_gradient" else second
+    outputs, inputs, *kernel = weight.aval.shape
+    if name == "convolve_input_gradient":
+        taps = outputs // spec.groups * math.prod(kernel)
+        return 2 * math.prod(made.aval.shape) * taps // math.prod(spec.stride)
+    output = made if name == "convolve" else second
+    return 2 * math.prod(output.aval.shape) * inputs * math.prod(kernel)
 
 
 def _bodies(params: dict[str, Any]) -> Iterator[Any]:
