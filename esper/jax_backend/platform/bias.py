@@ -21,6 +21,7 @@ from esper.jax_backend.platform.precision import contract, widen
 
 _SLICES = 8  # added at a time: more make longer loops, not faster ones
 _SMALL = 2**13  # elements, for which one product is enough
+_ROWS = 128  # in one product: it adds them up one after the other, and the error grows with their number
 
 
 def add_bias(x: jax.Array, bias: jax.Array, axis: int) -> jax.Array:
@@ -76,12 +77,18 @@ def _view(shape: tuple[int, ...], over: tuple[int, ...]) -> tuple[int, ...]:
 
 def _over_rows(x: jax.Array) -> jax.Array:
     """(lead, rows, columns) to (lead, columns)."""
-    lead, rows, _ = x.shape
-    if rows == 1:
+    if x.shape[1] == 1:
         return x[:, 0]
     x = _folded(x, 1)
-    ones = jnp.ones(x.shape[:2], x.dtype)
-    return contract(ones, x, ((1,), (1,)), ((0,), (0,))) if lead > 1 else contract(ones[0], x[0], ((0,), (0,)))[None]
+    lead, rows, columns = x.shape
+    few = _divisor(rows, _ROWS)
+    parts = _by_ones(x.reshape(lead * (rows // few), few, columns))
+    return _by_ones(parts.reshape(lead, rows // few, columns))
+
+
+def _by_ones(x: jax.Array) -> jax.Array:
+    """(lead, rows, columns) to (lead, columns)."""
+    return contract(jnp.ones(x.shape[:2], x.dtype), x, ((1,), (1,)), ((0,), (0,)))
 
 
 def _over_columns(x: jax.Array) -> jax.Array:
