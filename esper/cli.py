@@ -141,6 +141,7 @@ def _grow(asked: argparse.Namespace) -> int:
     _find_user_modules()
     from rich.console import Console
 
+    from esper.caching import caches
     from esper.configs import EsperConfig
     from esper.job import run, steps_of
     from esper.train.progress import progress_bar
@@ -151,6 +152,7 @@ def _grow(asked: argparse.Namespace) -> int:
     notes = Console(stderr=True)
     bar = not asked.quiet and settings.format == "text"
     with (
+        caches(),
         _logging(settings, notes, quiet=asked.quiet),
         progress_bar(steps_of(config.training_settings(), control=control), shown=bar, console=notes) as tick,
     ):

@@ -21,20 +21,24 @@ from torch.export import Dim, ExportedProgram, _trace
 from esper.errors import RefusedError, TraceError
 from esper.program import Tree, flatten, unflatten
 from esper.torch_frontend.checks import unchecked
+from esper.torch_frontend.composites import quick_tables
 from esper.torch_frontend.derivatives import func_transforms
 from esper.torch_frontend.explain import explain
 from esper.torch_frontend.flex import kernelless, trim
-from esper.torch_frontend.forwards import blind_forwards, lstm_states
+from esper.torch_frontend.forwards import blind_forwards, recurrent_layers
 from esper.torch_frontend.functions import Function, Joint, joint, known, opaque
 from esper.torch_frontend.gradients import Hooks, keep_gradients
 from esper.torch_frontend.mode_regions import whole_regions
 from esper.torch_frontend.overrides import Overrides, cumulative_batch_norm
+from esper.torch_frontend.piecewise import functional
 from esper.torch_frontend.places import user_line
 from esper.torch_frontend.regions import checkpoints
+from esper.torch_frontend.retrace import Unfit
 from esper.torch_frontend.scripted import forget_plans, one_by_one, refuse_modes
 from esper.torch_frontend.skeleton import restored
 from esper.torch_frontend.tied import aliases, merge
 
+_LOG = logging.getLogger(__name__)
 PREFIX = "module"  # where the user's module hangs inside `_Flat`
 
 
@@ -144,13 +148,23 @@ def functionalise(
     calls = flat.seen.calls
     with _quiet(), _export_settings(), known(calls), kernelless():
         try:
-            made = captured.run_decompositions(dict(decompositions))
-            trim(made.graph_module)
+            made = _functional(captured, decompositions)
             return made, _joints(made.graph_module, calls, decompositions)
         except TraceError:
             raise
         except Exception as error:  # as above
             raise TraceError(explain(error, flat.module)) from error
+
+
+def _functional(captured: ExportedProgram, decompositions: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
+    try:
+        return functional(captured, decompositions)
+    except Unfit as reason:
+        _LOG.debug("the whole capture is traced again: %s", reason)
+    with quick_tables():
+        made = captured.run_decompositions(dict(decompositions))
+    trim(made.graph_module)
+    return made
 
 
 def _joints(
@@ -190,7 +204,7 @@ def _export_settings() -> Iterator[None]:
     try:
         # Oblivious to 0 and 1: what the model assumes of a size becomes a guard instead of a silent branch.
         oblivious = shape_config.patch(backed_size_oblivious=True)  # pyright: ignore[reportAttributeAccessIssue]
-        with torch.enable_grad(), one_by_one(), lstm_states(), oblivious:
+        with torch.enable_grad(), one_by_one(), recurrent_layers(), oblivious:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

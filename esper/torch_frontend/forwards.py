@@ -11,6 +11,8 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 _ENCODER, _DECODER = nn.TransformerEncoder.forward, nn.TransformerDecoder.forward
 _LOSS: Any = torch.nn.modules.adaptive._ASMoutput
@@ -120,13 +122,32 @@ _FORWARDS: tuple[tuple[type[nn.Module], str, Callable[..., Any]], ...] = (
 
 
 @contextmanager
-def lstm_states() -> Iterator[None]:
-    """While open, an LSTM's last states have their own shape when a graph is made; torch 2.12 adds a dimension."""
-    layer = _DECOMPOSITIONS.one_layer_lstm
+def recurrent_layers() -> Iterator[None]:
+    """While open, recurrent layers that stay whole are not walked step by step for the sake of their shapes.
 
-    def run(inp: torch.Tensor, hidden: tuple[torch.Tensor, ...], *args: Any, **kwargs: Any) -> Any:
-        out, last = layer(inp, hidden, *args, **kwargs)
+    An LSTM's last states have their own shape when a graph is made, to which torch 2.12 adds a dimension.
+    """
+    lstm, rnn = _DECOMPOSITIONS.one_layer_lstm, _DECOMPOSITIONS.one_layer_rnn
+
+    def run_lstm(inp: torch.Tensor, hidden: tuple[torch.Tensor, ...], *args: Any, **kwargs: Any) -> Any:
+        out, last = _one_step(lstm, inp, hidden, *args, **kwargs)
         return out, tuple(state.view_as(start) for state, start in zip(last, hidden, strict=True))
 
-    with patch.object(_DECOMPOSITIONS, "one_layer_lstm", run):
+    def run_rnn(inp: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return _one_step(rnn, inp, *args, **kwargs)
+
+    with (
+        patch.object(_DECOMPOSITIONS, "one_layer_lstm", run_lstm),
+        patch.object(_DECOMPOSITIONS, "one_layer_rnn", run_rnn),
+    ):
         yield
+
+
+def _one_step(layer: Callable[..., Any], inp: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A layer's outputs [time, batch, features] and last states; of abstract tensors, one step tells the others."""
+    if get_proxy_mode() is not None or not isinstance(inp, FakeTensor) or not isinstance(inp.shape[0], int):
+        return layer(inp, *args, **kwargs)
+    if inp.shape[0] < 2:
+        return layer(inp, *args, **kwargs)
+    out, last = layer(inp[:1], *args, **kwargs)
+    return out.repeat(inp.shape[0], *(1 for _ in out.shape[1:])), last

@@ -14,7 +14,7 @@ from torch import nn
 
 from esper.errors import RefusedError, TraceError, WrapError
 from esper.program import BindError, LayerSite, Program, Signature, Static, TensorType
-from esper.torch_frontend import capture
+from esper.torch_frontend import capture, program_cache
 from esper.torch_frontend.arrays import exportable, to_torch
 from esper.torch_frontend.blueprints import build, copied
 from esper.torch_frontend.decompositions import Supported, decompositions
@@ -109,7 +109,7 @@ class TorchSource:
         for program in known:
             if _covers(program, signature):
                 return program
-        program = self._capture(signature)
+        program = self._kept_or_captured(signature)
         known.append(program)
         self._signatures.append(signature)
         return program
@@ -164,13 +164,42 @@ class TorchSource:
             copied={own: self._aliases.get(name, name) for own, name in copied(kernel, site.name).items()},
         )
 
-    def _capture(self, signature: Signature) -> Program:
+    def _kept_or_captured(self, signature: Signature) -> Program:
+        """The Program for a call, from the disk if it is there."""
+        set_mode(self.module, signature.train, self.modes)
+        settings = [self.layers, self.wide, self.modes, self._hooks]
+        place = program_cache.family(self.module, signature, self._supported, *settings)
+        for program, constants in program_cache.read(place) if place else ():
+            if _covers(program, signature):
+                return self._adopted(program, constants)
+        program, silent = self._capture(signature)
+        if place and silent:
+            program_cache.write(place, signature, program, self._closed_over(program))
+        return program
+
+    def _closed_over(self, program: Program) -> dict[str, torch.Tensor]:
+        """The tensors that a Program closes over and the module does not hold."""
+        own = dict(attributes(self.module))
+        names = [spec.target for spec in program.inputs if spec.kind == "constant" and spec.target not in own]
+        return {name: self.constants[name] for name in names}
+
+    def _adopted(self, program: Program, constants: Mapping[str, torch.Tensor]) -> Program:
+        """A Program from the disk, with the tensors that came with it under names of this source."""
+        names = {name: self._constant(tensor) for name, tensor in constants.items()}
+        inputs = tuple(
+            replace(spec, target=names.get(spec.target, spec.target)) if spec.kind == "constant" else spec
+            for spec in program.inputs
+        )
+        return replace(program, inputs=inputs)
+
+    def _capture(self, signature: Signature) -> tuple[Program, bool]:
+        """A new capture, and whether there was nothing to warn of."""
         found: TraceError | None = None
         for attempt in self._attempts(signature):
             try:
-                program = self._trace(signature, attempt)
+                program, silent = self._trace(signature, attempt)
                 if _covers(program, signature):
-                    return program
+                    return program, silent
             except RefusedError:
                 raise
             except TraceError as error:
@@ -189,7 +218,7 @@ class TorchSource:
         if not self.wide and any(kind.dtype == "int64" for kind in signature.tensors):
             yield _Attempt(requires_grad=False, narrow=True)  # JAX's int32 may be torch's int32 after all
 
-    def _trace(self, signature: Signature, attempt: _Attempt) -> Program:
+    def _trace(self, signature: Signature, attempt: _Attempt) -> tuple[Program, bool]:
         tensors = [_example(kind, place in attempt.dynamic, attempt) for place, kind in enumerate(signature.tensors)]
         given = iter(tensors)
         leaves = [leaf.value if isinstance(leaf, Static) else next(given) for leaf in signature.leaves]
@@ -214,7 +243,7 @@ class TorchSource:
                 f"a compiled program cannot raise: checks of values at {', '.join(flat.seen.dropped)} are left out",
                 stacklevel=2,
             )
-        return settled(program, flat.seen.changed)
+        return settled(program, flat.seen.changed), not (flat.seen.dropped or flat.seen.changed)
 
     def _prepared(self, train: bool) -> nn.Module:
         set_mode(self.module, train, self.modes)
