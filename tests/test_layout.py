@@ -160,14 +160,16 @@ def test_only_what_comes_in_and_what_goes_out_is_moved(name):
     assert len(shapes) == 2, shapes
 
 
-def test_a_kernel_leaves_the_order_of_what_follows():
+@pytest.mark.parametrize(("layer", "blueprint"), [("0", "conv"), ("2", "conv"), ("2", "squeeze_excite"), ("4", "mlp")])
+def test_a_kernel_leaves_the_order_of_what_follows(layer, blueprint):
     """Batch statistics are summed in one order with it and without it: the host learns the same, bit for bit."""
     torch.manual_seed(0)
-    host = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    model = esper.wrap(host.train(), target_layers=["0"])
+    convs = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+    model = esper.wrap(nn.Sequential(*convs, nn.Conv2d(8, 4, 3)).train(), target_layers=["0", "2", "4"])
     x = jnp.asarray(torch.randn(4, 3, 9, 9).numpy())
-    grown, _ = esper.germinate(model, None, layer="0", seed=0, blueprint="conv", key=jax.random.key(0))
-    assert grown.layers["0"].seeds.lifecycle[0] == S.TRAINING
+    model(x)
+    grown, _ = esper.germinate(model, None, layer=layer, seed=0, blueprint=blueprint, key=jax.random.key(0))
+    assert grown.layers[layer].seeds.lifecycle[0] == S.TRAINING
 
     def gradients(model):
         def loss(params):
