@@ -1,12 +1,12 @@
 """Convolutions of every channel by itself as sums of shifted products, channels last.
 
-A channel may have several outputs. What the sums read is finished beforehand: that is faster, and it keeps them
-from depending on what stands beside the layer.
+A channel may have several outputs. What the sums read is finished beforehand, and the sums are finished before they
+are read: XLA would otherwise compute them anew, all taps of them, for every reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import product
 from operator import add
@@ -27,16 +27,24 @@ _TILE = {1: 16, 2: 4, 3: 2}
 
 def convolve(x: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
     """For each tap the shifted input times the tap's weights."""
-    parts = shifted(x[..., None], spec)
-    out = reduce(add, (part * tap for part, tap in zip(parts, _taps(weight, spec), strict=True)))
-    return out.reshape(x.shape[0], *spec.results, weight.shape[0])
+    taps = _taps(weight, spec)
+
+    def sums(x: jax.Array) -> jax.Array:
+        out = reduce(add, (part * tap for part, tap in zip(shifted(x[..., None], spec), taps, strict=True)))
+        return out.reshape(x.shape[0], *spec.results, weight.shape[0])
+
+    return _by_itself(sums, x)
 
 
 def input_gradient(cotangent: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
     """The same of the cotangent between zeros, the taps in reverse, summed over a channel's outputs."""
-    spread = pad(_by_channel(cotangent, spec.groups), [(0, 0, s - 1) for s in spec.stride])
-    parts = shifted(spread, spec.flipped())
-    return reduce(add, (part * tap for part, tap in zip(parts, _taps(weight, spec)[::-1], strict=True))).sum(-1)
+    taps, back = _taps(weight, spec)[::-1], spec.flipped()
+
+    def sums(cotangent: jax.Array) -> jax.Array:
+        spread = pad(_by_channel(cotangent, spec.groups), [(0, 0, s - 1) for s in spec.stride])
+        return reduce(add, (part * tap for part, tap in zip(shifted(spread, back), taps, strict=True))).sum(-1)
+
+    return _by_itself(sums, cotangent)
 
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
@@ -52,6 +60,16 @@ def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Ar
     rows = lax.optimization_barrier(each.reshape(each.shape[0], -1))
     total = contract(jnp.ones(rows.shape[0], rows.dtype), rows, ((0,), (0,)))
     return jnp.moveaxis(total.reshape(-1, cotangent.shape[-1]), 0, 1).reshape(-1, 1, *spec.kernel)
+
+
+def _by_itself(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function` of parts of the batch, in a loop: the one thing that XLA fuses nothing with."""
+    batch = x.shape[0]
+    if not isinstance(batch, int) or batch < 2:
+        return function(x)
+    parts = next(n for n in range(2, batch + 1) if batch % n == 0)
+    made = lax.map(function, x.reshape(parts, batch // parts, *x.shape[1:]))
+    return made.reshape(batch, *made.shape[2:])
 
 
 def _taps(weight: jax.Array, spec: Spec) -> jax.Array:
