@@ -12,6 +12,7 @@ from parity_checks import check
 from torch.nn import functional as F
 
 from esper.jax_backend.platform.attention import attend
+from esper.jax_backend.platform.linear import product
 from esper.jax_backend.registry import lowering
 
 KEY = jax.random.key(5)
@@ -105,6 +106,12 @@ def test_gelu(approximate):
     rule = partial(lowering("aten.gelu.default").rule, approximate=approximate)
     x = jnp.linspace(-4, 4, 31)
     agree(derivatives(rule, x), derivatives(wanted, x))
+
+
+@pytest.mark.parametrize("outputs", [3, 6], ids=["narrow", "wide"])
+def test_linear(outputs):
+    x, weight = jax.random.normal(KEY, (5, 4)), jax.random.normal(KEY, (outputs, 4))
+    agree(derivatives(product, x, weight), derivatives(lambda x, weight: x @ weight.T, x, weight))
 
 
 def test_a_convolution_of_hugging_face_is_a_linear_layer():

@@ -10,6 +10,7 @@ from jax import lax
 from esper.errors import RefusedError
 from esper.jax_backend.lowerings.conversion import cast
 from esper.jax_backend.platform.bias import add_bias
+from esper.jax_backend.platform.linear import product
 from esper.jax_backend.platform.precision import PRECISION, accumulator, contract, widen
 from esper.jax_backend.promotion import promote, result_type
 from esper.jax_backend.registry import lowers
@@ -39,8 +40,8 @@ def addmv(x, mat, vec, *, beta=1, alpha=1):
 def addr(x, vec1, vec2, *, beta=1, alpha=1):
     """addr(Tensor self, Tensor vec1, Tensor vec2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     dtype = result_type(x, vec1, vec2)
-    product = jnp.outer(vec1.astype(dtype), vec2.astype(dtype))
-    return _add_product(x.astype(dtype), widen(product), beta, alpha)
+    outer = jnp.outer(vec1.astype(dtype), vec2.astype(dtype))
+    return _add_product(x.astype(dtype), widen(outer), beta, alpha)
 
 
 @lowers("aten.baddbmm.default")
@@ -129,7 +130,7 @@ def linear(input, weight, bias=None):
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
     # One 2-D product: on inputs of more dimensions XLA transposes and copies the cotangent for the weight.
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    out = contract(rows, weight, ((1,), (weight.ndim - 1,)))
+    out = product(rows, weight) if weight.ndim == 2 else contract(rows, weight, ((1,), (0,)))
     out = out if bias is None else add_bias(out, bias, out.ndim - bias.ndim)
     return out.astype(input.dtype).reshape(*input.shape[:-1], *weight.shape[:-1])
 
@@ -222,12 +223,12 @@ def vdot(x, other):
     return contract(jnp.conj(x), other, ((0,), (0,))).astype(x.dtype)
 
 
-def _add_product(x, product, beta, alpha):
-    """beta * x + alpha * product, in the product's dtype; beta = 0 ignores even the NaNs of x."""
-    product = product if alpha == 1 else product * jnp.asarray(alpha, product.dtype)
+def _add_product(x, made, beta, alpha):
+    """beta * x + alpha * made, in the dtype of the product `made`; beta = 0 ignores even the NaNs of x."""
+    made = made if alpha == 1 else made * jnp.asarray(alpha, made.dtype)
     if beta != 0:
-        product = product + (x if beta == 1 else x * jnp.asarray(beta, product.dtype)).astype(product.dtype)
-    return product.astype(x.dtype)
+        made = made + (x if beta == 1 else x * jnp.asarray(beta, made.dtype)).astype(made.dtype)
+    return made.astype(x.dtype)
 
 
 def _einsum(equation, *operands):

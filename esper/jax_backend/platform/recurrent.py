@@ -17,6 +17,7 @@ from jax import lax
 
 from esper.jax_backend.linear import linear
 from esper.jax_backend.platform.bias import add_bias
+from esper.jax_backend.platform.linear import weight_gradient
 from esper.jax_backend.platform.precision import contract
 
 State = tuple[jax.Array, ...]
@@ -113,7 +114,7 @@ def _transposed(cell: Cell, reverse: bool, given: Any, cotangents: tuple[jax.Arr
     start, (inputs, products) = lax.scan(step, final, (outs, kept), reverse=not reverse)
     products = inputs if products is None else products
     products, hidden = products.reshape(-1, weight.shape[0]), hidden.reshape(-1, weight.shape[1])
-    of_weight = contract(products, hidden, ((0,), (0,))).astype(weight.dtype)
+    of_weight = weight_gradient(products, hidden).astype(weight.dtype)
     of_bias = None if bias is None else _column_sum(products).astype(bias.dtype)
     return Given(inputs, start, of_weight, of_bias)
 
@@ -122,14 +123,19 @@ def _column_sum(x: jax.Array) -> jax.Array:
     return contract(jnp.ones(x.shape[0], x.dtype), x, ((0,), (0,)))
 
 
+def _sigmoid(gates: jax.Array) -> jax.Array:
+    """The sigmoid of all gates, also those that do not need it: in parts, XLA's CPU loops are not vectorised."""
+    return lax.optimization_barrier(jax.nn.sigmoid(gates))
+
+
 # The cells (aten/src/ATen/native/RNN.cpp).
 
 
 def _lstm(state: State, inputs: jax.Array, product: jax.Array) -> tuple[State, Any]:
     before = state[1]
-    enter, forget, new, leave = jnp.split(inputs + product, 4, axis=-1)
-    enter, forget, leave = jax.nn.sigmoid(enter), jax.nn.sigmoid(forget), jax.nn.sigmoid(leave)
-    new = jnp.tanh(new)
+    gates = inputs + product
+    enter, forget, _, leave = jnp.split(_sigmoid(gates), 4, axis=-1)
+    new = jnp.tanh(jnp.split(gates, 4, axis=-1)[2])
     after = forget * before + enter * new
     seen = jnp.tanh(after)
     return (leave * seen, after), (enter, forget, new, leave, before, seen)
@@ -153,9 +159,8 @@ def _lstm_back(kept: Any, cotangents: State) -> tuple[jax.Array, None, State]:
 
 def _gru(state: State, inputs: jax.Array, product: jax.Array) -> tuple[State, Any]:
     (before,) = state
-    reset_x, update_x, new_x = jnp.split(inputs, 3, axis=-1)
-    reset_h, update_h, new_h = jnp.split(product, 3, axis=-1)
-    reset, update = jax.nn.sigmoid(reset_x + reset_h), jax.nn.sigmoid(update_x + update_h)
+    reset, update, _ = jnp.split(_sigmoid(inputs + product), 3, axis=-1)
+    new_x, new_h = (jnp.split(x, 3, axis=-1)[2] for x in (inputs, product))
     new = jnp.tanh(new_x + reset * new_h)
     return (new + update * (before - new),), (reset, update, new, new_h, before)
 
