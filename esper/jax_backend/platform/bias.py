@@ -11,6 +11,7 @@ import functools
 import math
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def _over_rows(x: jax.Array) -> jax.Array:
         return x[:, 0]
     x = _folded(x, 1)
     lead, rows, columns = x.shape
-    few = _divisor(rows, _ROWS)
+    few = _divisor(rows, _ROWS) if _is_known(rows) else rows
     parts = _by_ones(x.reshape(lead * (rows // few), few, columns))
     return _by_ones(parts.reshape(lead, rows // few, columns))
 
@@ -102,7 +103,7 @@ def _over_columns(x: jax.Array) -> jax.Array:
 def _folded(x: jax.Array, axis: int) -> jax.Array:
     """Equal slices along `axis` of a large array, added up."""
     size = x.shape[axis]
-    count = _divisor(size, _SLICES) if x.size > _SMALL else 1
+    count = _divisor(size, _SLICES) if _is_known(x.size) and x.size > _SMALL else 1
     # Rows far apart would be as many streams to read from; parts of the last dimension are to be contiguous.
     last = axis == x.ndim - 1
     split = (count, size // count) if last else (size // count, count)
@@ -110,6 +111,11 @@ def _folded(x: jax.Array, axis: int) -> jax.Array:
     return functools.reduce(
         jnp.add, (lax.index_in_dim(parts, i, axis + (not last), keepdims=False) for i in range(count))
     )
+
+
+def _is_known(size: Any) -> bool:
+    """Whether a size is a number; `jax.export` has symbolic ones."""
+    return isinstance(size, int)
 
 
 def _divisor(size: int, most: int) -> int:
