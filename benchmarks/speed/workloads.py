@@ -35,6 +35,9 @@ class Workload:
         family: The file of the same network in plain JAX (`idiomatic/`).
         build: Makes the module.
         draw: Makes a batch.
+        rate: AdamW's learning rate. Three steps must change the loss by far more than the tolerance that contenders are
+            compared with, or the comparison would not see gradients; with much more, equal programs drift apart:
+            Adam divides by the gradient's size, so noise moves a parameter as far as a slope does.
         class_axis: Where the logits have classes.
         images: Whether the module is convolutional over images, so that torch's `channels_last` is worth trying.
         tuned: Whether esper is tuned on it.
@@ -45,6 +48,7 @@ class Workload:
     family: str
     build: Callable[[], nn.Module]
     draw: Callable[[], Batch]
+    rate: float = 1e-4
     class_axis: int = -1
     images: bool = False
     tuned: bool = True
@@ -106,6 +110,7 @@ _TUNED = (
         "resnet",
         partial(ResNet, Basic, (2, 2, 2, 2), 64, "imagenet", 1000),
         partial(arrays, (32, 3, 64, 64), 1000),
+        rate=1e-5,
         images=True,
     ),
     Workload(
@@ -114,6 +119,7 @@ _TUNED = (
         "resnet",
         partial(ResNet, Basic, (2, 2, 2, 2), 64, "cifar", 10),
         partial(arrays, (32, 3, 32, 32), 10),
+        rate=1e-5,
         images=True,
     ),
     Workload(
@@ -144,6 +150,7 @@ _TUNED = (
         "lstm",
         partial(LstmClassifier, 128, 256, 2, 10),
         partial(arrays, (32, 64, 128), 10),
+        rate=1e-3,
     ),
 )
 
@@ -154,6 +161,7 @@ _OTHERS = (
         "resnet",
         partial(ResNet, Bottleneck, (3, 4, 6, 3), 64, "imagenet", 1000),
         partial(arrays, (8, 3, 96, 96), 1000),
+        rate=1e-6,
         images=True,
         tuned=False,
     ),
@@ -163,6 +171,7 @@ _OTHERS = (
         "unet",
         partial(UNet, 16, 3, 5),
         partial(pixels, (8, 3, 64, 64), 5),
+        rate=1e-3,
         class_axis=1,
         images=True,
         tuned=False,
@@ -173,6 +182,7 @@ _OTHERS = (
         "mobilenet",
         partial(MobileNet, 32, _PAIRS, 100),
         partial(arrays, (16, 3, 96, 96), 100),
+        rate=1e-5,
         images=True,
         tuned=False,
     ),
@@ -190,6 +200,7 @@ _OTHERS = (
         "gru",
         partial(GruTagger, 4096, 128, 2, 20),
         partial(words, (32, 48), 4096, 20),
+        rate=1e-3,
         tuned=False,
     ),
     Workload(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.speed.contenders.contender import Contender
-from benchmarks.speed.contenders.jitted import TX, batch, compiled, cross_entropy
+from benchmarks.speed.contenders.jitted import adamw, batch, compiled, cross_entropy
 from benchmarks.speed.workloads import WORKLOADS, Problem, prepared
 
 Call = Callable[[Any, tuple[jax.Array, ...]], jax.Array]
@@ -51,7 +51,7 @@ def _contender(bridge: Callable[[nn.Module], tuple[Any, Call]], problem: Problem
     names = {name for name, _ in problem.module.named_parameters()}
     params = {name: array for name, array in arrays.items() if name in names}
     buffers = {name: array for name, array in arrays.items() if name not in names}
-    inputs, labels = batch(problem)
+    (inputs, labels), tx = batch(problem), adamw(problem)
 
     def train(net, opt_state, inputs, labels):
         params, buffers = net
@@ -60,13 +60,13 @@ def _contender(bridge: Callable[[nn.Module], tuple[Any, Call]], problem: Problem
             return cross_entropy(trained({**params, **buffers}, inputs), labels, problem.workload.class_axis)
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, opt_state = TX.update(grads, opt_state, params)
+        updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), buffers), opt_state, loss
 
     def infer(net, inputs):
         return served({**net[0], **net[1]}, inputs)
 
-    return compiled(train, infer, (params, buffers), TX.init(params), inputs, labels)
+    return compiled(train, infer, (params, buffers), tx.init(params), inputs, labels)
 
 
 def _torchax(module: nn.Module) -> tuple[Any, Call]:

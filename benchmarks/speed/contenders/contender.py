@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-RATE, DECAY = 1e-5, 0.01
-"""AdamW's learning rate and weight decay. With a larger rate the losses of equal programs drift apart in three steps:
-Adam divides by the gradient's size, so the noise of a gradient near zero moves its parameter as far as any other."""
+DECAY = 0.01
+"""AdamW's weight decay."""
 
 
 class Unavailable(Exception):

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from benchmarks.speed.contenders.contender import Contender, Unavailable
-from benchmarks.speed.contenders.jitted import TX, batch, compiled, cross_entropy
+from benchmarks.speed.contenders.jitted import adamw, batch, compiled, cross_entropy
 from benchmarks.speed.idiomatic.arrays import Arrays, converted
 from benchmarks.speed.tuned import layers as expert
 from benchmarks.speed.workloads import Problem
@@ -40,7 +40,7 @@ def _family(problem: Problem) -> Callable[..., Callable[..., Any]]:
 def _entered(
     problem: Problem, forward: Callable[..., Any], net: tuple[Arrays, Arrays], cross_entropy: Loss
 ) -> Contender:
-    inputs, labels = batch(problem)
+    (inputs, labels), tx = batch(problem), adamw(problem)
 
     def train(net, opt_state, inputs, labels):
         params, stats = net
@@ -50,7 +50,7 @@ def _entered(
             return cross_entropy(logits, labels), moved
 
         (loss, moved), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, opt_state = TX.update(grads, opt_state, params)
+        updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), moved), opt_state, loss
 
     def infer(net, inputs):
@@ -58,4 +58,4 @@ def _entered(
         # Torch's order, for the comparison; the U-Net's classes are last here.
         return logits if problem.workload.class_axis == -1 else logits.transpose(0, 3, 1, 2)
 
-    return compiled(train, infer, net, TX.init(net[0]), inputs, labels)
+    return compiled(train, infer, net, tx.init(net[0]), inputs, labels)

@@ -11,10 +11,13 @@ import numpy as np
 import optax
 import torch
 
-from benchmarks.speed.contenders.contender import DECAY, RATE, Contender, timed
+from benchmarks.speed.contenders.contender import DECAY, Contender, timed
 from benchmarks.speed.workloads import Problem
 
-TX = optax.adamw(RATE, weight_decay=DECAY)
+
+def adamw(problem: Problem) -> optax.GradientTransformation:
+    """The optimiser that all contenders use."""
+    return optax.adamw(problem.workload.rate, weight_decay=DECAY)
 
 
 def to_jax(tensor: torch.Tensor) -> jax.Array:

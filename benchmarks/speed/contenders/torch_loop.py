@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.speed.contenders.contender import DECAY, RATE, timed
+from benchmarks.speed.contenders.contender import DECAY, timed
 from benchmarks.speed.workloads import Problem
 
 TRIALS = 5
@@ -35,7 +35,7 @@ class Loop:
         self.served = _laid_out(problem.module, layout).eval()
         # A format of images is an error for inputs of another rank.
         self.inputs = tuple(x.to(memory_format=layout) if x.dim() == 4 else x for x in problem.inputs)
-        self.labels, self.axis = problem.labels, problem.workload.class_axis
+        self.labels, self.axis, self.rate = problem.labels, problem.workload.class_axis, problem.workload.rate
         self.loss, self.forward = compiler(self._loss), compiler(self._forward)
         self.optimizer: torch.optim.Optimizer
         self.restart("fused")
@@ -44,7 +44,7 @@ class Loop:
         """Back to the first weights, with AdamW as `fused` or `foreach`."""
         self.trained.load_state_dict(self.first)
         choice: dict[str, Any] = {optimizer: True}
-        self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=RATE, weight_decay=DECAY, **choice)
+        self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=self.rate, weight_decay=DECAY, **choice)
 
     def step(self) -> float:
         """One step; the loss before it."""
