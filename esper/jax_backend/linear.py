@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -63,8 +64,25 @@ def _transposed(cotangents: Sequence[Any], *leaves: Any, transpose: Linear, tree
     return [each if ad.is_undefined_primal(leaf) else None for each, leaf in zip(flat, leaves, strict=True)]
 
 
-def _batched(leaves: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[list[Any], list[int]]:
-    made = jax.vmap(lambda *leaves: _run(*leaves, **params), in_axes=tuple(axes))(*leaves)
+def _batched(
+    leaves: Sequence[Any], axes: Sequence[Any], *, forward: Linear, transpose: Linear, tree: Any, **params: Any
+) -> tuple[list[Any], list[int]]:
+    """The transpose stays what it is under `vmap`, for each place of the mapped axis."""
+    given_tree = tree.children()[0]
+    count = given_tree.num_leaves
+    size = next(leaf.shape[axis] for leaf, axis in zip(leaves, axes, strict=True) if axis is not None)
+    of = [
+        jnp.broadcast_to(leaf, (size, *leaf.shape)) if axis is None else jnp.moveaxis(leaf, axis, 0)
+        for leaf, axis in zip(leaves[count:], axes[count:], strict=True)
+    ]
+
+    def mapped(function: Linear) -> Linear:
+        each = jax.vmap(
+            lambda given, of: function(jax.tree.unflatten(given_tree, given), of), in_axes=(list(axes[:count]), 0)
+        )
+        return lambda given, of: each(jax.tree.leaves(given), of)
+
+    made = _linear.bind(*leaves[:count], *of, forward=mapped(forward), transpose=mapped(transpose), tree=tree, **params)
     return made, [0] * len(made)
 
 

@@ -89,6 +89,10 @@ def _over_rows(x: jax.Array) -> jax.Array:
 
 def _by_ones(x: jax.Array) -> jax.Array:
     """(lead, rows, columns) to (lead, columns)."""
+    if x.shape[1] == 1:
+        return x[:, 0]
+    if x.shape[0] == 1:
+        return contract(jnp.ones(x.shape[1], x.dtype), x[0], ((0,), (0,)))[None]
     return contract(jnp.ones(x.shape[:2], x.dtype), x, ((1,), (1,)), ((0,), (0,)))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from esper.jax_backend.linear import linear
 from esper.jax_backend.platform.precision import contract
@@ -17,11 +19,17 @@ def product(rows: jax.Array, weight: jax.Array) -> jax.Array:
     return contract(rows, weight, ((1,), (1,)))
 
 
-@product.defjvp
-def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+@partial(product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
     (rows, weight), (rows_dot, weight_dot) = primals, tangents
-    by_weight = linear(product, _of_weight, rows, weight_dot)
-    return product(rows, weight), product(rows_dot, weight) + by_weight
+    out = product(rows, weight)
+    moved: Any = SymbolicZero.from_primal_value(out)
+    if not isinstance(rows_dot, SymbolicZero):  # that of a network's input would cost a product of its own
+        moved = product(rows_dot, weight)
+    if not isinstance(weight_dot, SymbolicZero):
+        by_weight = linear(product, _of_weight, rows, weight_dot)
+        moved = by_weight if isinstance(moved, SymbolicZero) else moved + by_weight
+    return out, moved
 
 
 def _of_weight(rows: jax.Array, cotangent: jax.Array) -> jax.Array:

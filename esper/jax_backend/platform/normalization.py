@@ -106,10 +106,11 @@ def _transpose(form: Form, given: _Given, cotangents: _Results) -> _Moves:
         total, along = weight * of_bias, weight * of_weight
     else:
         total, along = sums(out * weight, form.over), sums(out * weight * normed, form.over)
-    along = (given.rstd * along - 2 * variance / given.rstd) / count
-    of_x = out * (weight * given.rstd) - normed * along
+    along = (along - 2 * variance / (given.rstd * given.rstd)) / count
+    shared = normed * along
     if form.centred:
-        of_x = of_x + (mean - given.rstd * total) / count
+        shared = shared + (total - mean / given.rstd) / count
+    of_x = given.rstd * (out * weight - shared)
     return of_x.astype(given.x.dtype), _like(of_weight, given.weight), _like(of_bias, given.bias)
 
 
