@@ -328,6 +328,15 @@ def test_no_program_is_kept_of_a_module_that_cannot_be_told(folder):
     assert not list(folder.rglob("*.json"))
 
 
+def test_what_transformers_adds_to_modules_does_not_matter(monkeypatch):
+    monkeypatch.delattr(nn.Module, "smart_apply", raising=False)
+    before = digest(nn.Linear)
+    monkeypatch.setattr(nn.Module, "smart_apply", lambda self, function: function, raising=False)
+    assert digest(nn.Linear) == before
+    monkeypatch.setattr(nn.Module, "other_apply", lambda self, function: function, raising=False)
+    assert digest(nn.Linear) != before
+
+
 def test_numbers_are_told_apart():
     values = [0, 0.0, -0.0, False, None, "0", b"0", 0j, math.nan, math.inf, (), [], {}, (0,), [0], {0: 0}, {1, 2}]
     values += [nn.Linear, torch.float32, torch.relu, slice(0, 1), range(3)]

@@ -39,6 +39,8 @@ _SKIPPED = frozenset(
         "__dataclass_params__",
     )
 )
+# What transformers puts into torch's class to draw initial weights with; no forward calls it.
+_ADDED = ((nn.Module, "smart_apply"),)
 _NAMED = (
     torch.dtype,
     torch.device,
@@ -188,7 +190,9 @@ class _Walk:
             known = is_known(base)
             self.say("base", origin(base) if known else base.__qualname__)
             for name, held in sorted(vars(base).items()):
-                if name not in _SKIPPED and not _is_generated(base, held) and (not known or _is_replaced(held)):
+                if name in _SKIPPED or (base, name) in _ADDED or _is_generated(base, held):
+                    continue
+                if not known or _is_replaced(held):
                     self.say("attribute", name)
                     self.add(held)
 
