@@ -109,7 +109,7 @@ def native_layer_norm(input, normalized_shape, weight, bias, eps):
     """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"""  # noqa: E501
     first = input.ndim - len(normalized_shape)
     normed, mean, rstd = _standardise(widen(input), tuple(range(first, input.ndim)), eps)
-    return _outputs(input, weight, _affine(normed, weight, bias, first), mean, rstd)
+    return _outputs(input, weight, _affine(normed, weight, bias, first).astype(input.dtype), mean, rstd)
 
 
 @lowers("aten.rms_norm.default")
