@@ -1,9 +1,9 @@
 """esper: run, train and grow PyTorch models on XLA, and get PyTorch back.
 
 `wrap` turns a `torch.nn.Module` into an immutable JAX pytree, `germinate`, `transition`, `set_alpha` and
-`cull` make it grow, `unload_kernel` and `load_kernel` move what has grown, `unwrap` gives a
-`torch.nn.Module` back. Importing esper imports neither torch nor jax: each name is loaded when it is first
-used.
+`cull` make it grow, `unload_kernel` and `load_kernel` move what has grown, `shard` puts it on several devices,
+`unwrap` gives a `torch.nn.Module` back. Importing esper imports neither torch nor jax: each name is loaded when it is
+first used.
 """
 
 from importlib import import_module
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from esper.jax_backend.model import MorphableModel
     from esper.jax_backend.registry import lowers
     from esper.lifecycle import SeedLifecycleState
+    from esper.sharding import explain_sharding, shard
     from esper.train.fit import fit
 
 __version__ = "0.2.0"
@@ -33,12 +34,14 @@ __all__ = [
     "__version__",
     "compact",
     "cull",
+    "explain_sharding",
     "fit",
     "germinate",
     "load_kernel",
     "lowers",
     "reserve",
     "set_alpha",
+    "shard",
     "transition",
     "unload_kernel",
     "unwrap",
@@ -52,12 +55,14 @@ _PLACES = {
     "SeedLifecycleState": "esper.lifecycle",
     "compact": "esper.growth.reserve",
     "cull": "esper.growth.verbs",
+    "explain_sharding": "esper.sharding",
     "fit": "esper.train.fit",
     "germinate": "esper.growth.verbs",
     "load_kernel": "esper.growth.loading",
     "lowers": "esper.jax_backend.registry",
     "reserve": "esper.growth.reserve",
     "set_alpha": "esper.growth.verbs",
+    "shard": "esper.sharding",
     "transition": "esper.growth.verbs",
     "unload_kernel": "esper.growth.loading",
     "unwrap": "esper.api",

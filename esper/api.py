@@ -11,6 +11,7 @@ import numpy as np
 from esper.errors import ArgumentError, ParityError, WrapError
 from esper.growth.reserve import Reserve, reserved
 from esper.jax_backend.cache import KernelCache
+from esper.jax_backend.devices import whole
 from esper.jax_backend.interchange import adopt, constants, wide
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import is_lowered
@@ -211,7 +212,7 @@ def _trace_now(model: MorphableModel, example_inputs: Any) -> None:
 def _tensors(model: MorphableModel) -> dict[str, torch.Tensor]:
     source = model.structure.source
     arrays = {**model.params["host"], **model.buffers}
-    return {name: source.to_foreign(array, None) for name, array in arrays.items()}
+    return {name: source.to_foreign(whole(array), None) for name, array in arrays.items()}
 
 
 def _growths(model: MorphableModel) -> list[Growth]:
@@ -223,7 +224,7 @@ def _growths(model: MorphableModel) -> list[Growth]:
         row = model.structure.row(kernel.layer)
         if live[row, kernel.seed]:
             arrays = model.params["kernels"][kernel.layer][kernel.seed]
-            params = {name: kernel.source.to_foreign(array, None) for name, array in arrays.items()}
+            params = {name: kernel.source.to_foreign(whole(array), None) for name, array in arrays.items()}
             source: Any = kernel.source
             weight = float(alpha[row, kernel.seed])
             growths.append(Growth(kernel.layer, source, params, kernel.placement, weight, kernel.blend))

@@ -84,6 +84,14 @@ class ArtifactError(SeedError):
     """A stored kernel that is not there, does not fit, or is not what its digest names."""
 
 
+class ShardingError(EsperError, ValueError):
+    """Rules, a mesh or a batch that do not go together; `problems` lists every reason found."""
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
 class OptimizerStateError(EsperError, TypeError):
     """An optimiser state that cannot be migrated without more information."""
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
 
@@ -59,7 +60,7 @@ def credit(loss: BatchLoss, model: MorphableModel, batches: Any, *, layer: str, 
     """
     row = model.structure.row(layer)
     found = paired_losses(loss, model, batches, np.int32(row), np.int32(seed), np.float32(alpha))
-    without, having = np.asarray(found, np.float64)
+    without, having = np.asarray(fetched(found), np.float64)
     return gain(without, having)
 
 

@@ -17,6 +17,7 @@ from flax import struct
 
 from esper.errors import OptimizerStateError
 from esper.growth.host_clock import is_key, on_host_clock, windows
+from esper.jax_backend.devices import beside
 
 Asleep = Mapping[str, Mapping[int, jax.Array]]
 """Whether each kernel sleeps: {layer: {seed: bool}}."""
@@ -77,7 +78,7 @@ def per_kernel(tx: Optimizer, *, warmup_steps: int = 20) -> optax.GradientTransf
         inner = optax.with_extra_args_support(tx)
 
     def init(params: dict[str, Any]) -> GrowthOptState:
-        return GrowthOptState(strong(inner.init(params["host"])), {}, inner).follow(params)
+        return beside(GrowthOptState(strong(inner.init(params["host"])), {}, inner).follow(params), params)
 
     def kernel_step(
         grads: Any, own: KernelOptState, tree: Any, *, host: Any, extra: dict[str, Any]

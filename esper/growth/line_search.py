@@ -15,6 +15,7 @@ from esper.errors import ArgumentError
 from esper.growth.birth import DoNotGerminate, Init, Initialised, Outcome, Params, Report
 from esper.growth.credit import BatchLoss, Gain, gain
 from esper.growth.forms import two_layers
+from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.slots import with_kernel
 from esper.jax_backend.source import Kernel
@@ -73,7 +74,8 @@ def search(trial: Trial, kernel: Kernel, params: Params) -> tuple[float, Gain]:
     row = tried.structure.row(kernel.layer)
     seeds = tried.seeds.set(row, kernel.seed, lifecycle=int(SeedLifecycleState.ACTIVE), alpha=1.0)
     place = (kernel.layer, kernel.seed, two_layers(kernel, params).last)
-    losses = np.asarray(_losses(trial.loss, place, tried.replace(seeds=seeds), trial.check, scales), np.float64)
+    found = fetched(_losses(trial.loss, place, tried.replace(seeds=seeds), trial.check, scales))
+    losses = np.asarray(found, np.float64)
     if losses.shape[1] < 2:
         raise ArgumentError("a line search compares batches, and `check` has one; give at least two")
     means = losses.mean(axis=1)

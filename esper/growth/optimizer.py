@@ -16,6 +16,7 @@ import optax
 from esper.errors import OptimizerStateError
 from esper.growth.host_clock import unpack
 from esper.growth.kernel_states import GrowthOptState, KernelOptState, Optimizer, per_kernel, strong
+from esper.jax_backend.devices import beside
 from esper.jax_backend.interchange import is_traced
 
 __all__ = ["GrowthOptState", "KernelOptState", "Optimizer", "migrate", "per_kernel", "restarted"]
@@ -68,8 +69,8 @@ def migrate(
     was, now = _places(before), _places(after)
     change = _Change(before, after, now - was, was - now)
     if tx is None or isinstance(opt_state, GrowthOptState):
-        return _walk(opt_state, change, parent=None)
-    return _merged(opt_state, tx.init(after), change)
+        return beside(_walk(opt_state, change, parent=None), after)
+    return beside(_merged(opt_state, tx.init(after), change), after)
 
 
 def restarted(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from esper.errors import ArgumentError
 from esper.growth.credit import BatchLoss, Gain
+from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
 
@@ -126,7 +127,7 @@ def _evaluated(
         coalition_losses(loss, model, batches, lifecycle[start : start + lots], alpha[start : start + lots])
         for start in range(0, len(lifecycle), lots)
     ]
-    return np.concatenate([np.asarray(lot, np.float64) for lot in found])[: len(on)]
+    return np.concatenate([np.asarray(fetched(lot), np.float64) for lot in found])[: len(on)]
 
 
 @partial(jax.jit, static_argnums=0)

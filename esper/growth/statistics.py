@@ -15,6 +15,7 @@ from jaxtyping import Float
 from esper.errors import ArgumentError, SeedError, UnknownLayerError
 from esper.growth.moments import Moments, Tap
 from esper.growth.rows import check_served
+from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import Structure
 from esper.program import LayerSite, Program
@@ -90,7 +91,7 @@ def observe(
     model = model.replace(taps=dict(taps))
     keys = None if key is None else jax.random.split(key, count)
     _check_reached(loss, model, batches, key)
-    found = jax.device_get(_gathered(loss, model, batches, keys))
+    found = fetched(_gathered(loss, model, batches, keys))
     return {name: _statistics(taps[name].site, count * examples, moments) for name, moments in found.items()}
 
 

@@ -17,6 +17,7 @@ from esper.blending import BLENDS
 from esper.errors import SeedError
 from esper.growth.birth import DoNotGerminate, Init, Newborn, at_birth
 from esper.growth.optimizer import Optimizer, migrate, restarted
+from esper.jax_backend.devices import whole
 from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.slots import (
@@ -111,7 +112,7 @@ def conceive(
     sprout = structure.source.sprout(blueprint, site, options or {}, entropy, blend)
     kernel = Kernel(layer, seed, blueprint, sprout.options, site, sprout.placement, blend, sprout.source)
     arrays = {name: adopt(sprout.source, tensor, f"{layer}: {name}") for name, tensor in sprout.params.items()}
-    arrays |= {own: jnp.copy(_host_array(model, name)) for own, name in sprout.copied.items()}
+    arrays |= {own: jnp.copy(whole(_host_array(model, name))) for own, name in sprout.copied.items()}
     outcome = at_birth(init, arrays, kernel, key)
     if isinstance(outcome, DoNotGerminate):
         return outcome

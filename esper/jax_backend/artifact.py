@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from esper.errors import ArtifactError, SeedError
+from esper.jax_backend.devices import fetched
 from esper.jax_backend.interchange import is_traced
 from esper.jax_backend.slots import held_kernel, place, seed_row, seed_state
 from esper.lifecycle import SeedLifecycleState
@@ -131,7 +132,7 @@ def digest_of(artifact: KernelArtifact) -> str:
     """
     names = sorted(artifact.params)
     _check_arrays(artifact)
-    arrays = dict(zip(names, jax.device_get([artifact.params[name] for name in names]), strict=True))
+    arrays = dict(zip(names, fetched([artifact.params[name] for name in names]), strict=True))
     header = _header(artifact, arrays)
     hasher = hashlib.sha256(len(header).to_bytes(8, "little") + header)
     for name in names:

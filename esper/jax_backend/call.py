@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from esper.jax_backend.devices import whole
 from esper.jax_backend.evaluate import resolve
 from esper.jax_backend.interchange import describe, is_foreign, to_array
 from esper.jax_backend.registry import lowering
@@ -52,7 +53,8 @@ def assemble(source: ModuleSource, call: Call, arrays: list[jax.Array]) -> Any:
             leaves.append(_size(call, spec.value))
             continue
         array = next(given)
-        leaves.append(source.to_foreign(array, call.program.types[spec.value.name].dtype) if call.foreign else array)
+        dtype = call.program.types[spec.value.name].dtype
+        leaves.append(source.to_foreign(whole(array), dtype) if call.foreign else array)
     made = unflatten(call.program.out_tree, leaves)
     return made if call.foreign else register(made)
 

@@ -20,7 +20,7 @@ _FREE = frozenset({
     "broadcast_in_dim", "concatenate", "convert_element_type", "bitcast_convert_type", "copy", "copy_p", "device_put",
     "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "iota", "name", "optimization_barrier", "pad",
     "random_seed", "random_unwrap", "random_wrap", "reduce_precision", "reshape", "rev", "scatter", "select_n",
-    "slice", "split", "squeeze", "stop_gradient", "transpose",
+    "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose",
 })
 # fmt: on
 _REDUCES = ("reduce", "argmax", "argmin", "cum", "sort", "top_k")

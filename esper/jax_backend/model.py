@@ -83,7 +83,7 @@ class MorphableModel(struct.PyTreeNode):
         check_lowered(call.program)
         check_key(call.program, key)
         arrays, state, seeds = _run(self, call.program, call.tensors, key, self._late_constants())
-        moved = self if self.structure.shadow else self._moved(state).replace(seeds=seeds)
+        moved = self if self.structure.shadow else self._moved(state, seeds)
         return assemble(source, call, arrays), moved
 
     @property
@@ -173,13 +173,17 @@ class MorphableModel(struct.PyTreeNode):
             f"{self.structure.seeds_per_layer} seeds, kernels={held})"
         )
 
-    def _moved(self, state: Mapping[str, jax.Array]) -> MorphableModel:
-        """The model with these buffers and parameters."""
+    def _moved(self, state: Mapping[str, jax.Array], seeds: SeedState | None) -> MorphableModel:
+        """The model with these buffers and parameters in the place of its own, and with these seeds."""
         host = self.params["host"]
         written = {name: array for name, array in state.items() if name in host}
         buffers = {name: array for name, array in state.items() if name not in host}
-        params = {**self.params, "host": {**host, **written}} if written else self.params
-        return self.replace(params=params, buffers=buffers)
+        changed: dict[str, Any] = {"seeds": seeds} if seeds is not None else {}
+        if buffers:
+            changed["buffers"] = {**self.buffers, **buffers}
+        if written:
+            changed["params"] = {**self.params, "host": {**host, **written}}
+        return self.replace(**changed) if changed else self
 
     def _late_constants(self) -> dict[str, jax.Array]:
         """What the captures turned out to close over besides `constants`."""
@@ -201,8 +205,14 @@ def _run(
     tensors: list[jax.Array],
     key: jax.Array | None,
     late_constants: dict[str, jax.Array],
-) -> tuple[list[jax.Array], dict[str, jax.Array], SeedState]:
-    """The forward as one compiled program: array outputs, buffers and written parameters, and seeds."""
+) -> tuple[list[jax.Array], dict[str, jax.Array], SeedState | None]:
+    """The forward as one compiled program: array outputs, buffers and parameters that it wrote, seeds if they aged.
+
+    What stays as it was is no result: a compiled program copies what it hands through.
+    """
+    placement = model.structure.placement
+    if placement is not None:
+        model, tensors = placement.constrained(model), placement.split(program, tensors)
     outputs, state = evaluate(
         program,
         model.params["host"],
@@ -212,10 +222,13 @@ def _run(
         constants={**model.constants, **late_constants},
         grafts=_grafts(model, program.train),
     )
+    state = {spec.target: state[spec.target] for spec in program.outputs if spec.kind != "user"}
+    if placement is not None:
+        state = placement.kept(state)
     user = [spec.value for spec in program.outputs if spec.kind == "user"]
     arrays = [output for output, value in zip(outputs, user, strict=True) if is_array(program, value)]
     ages = program.train and model.structure.kernels and not model.structure.shadow
-    return arrays, state, model.seeds.grown_older() if ages else model.seeds
+    return arrays, state, model.seeds.grown_older() if ages else None
 
 
 def _grafts(model: MorphableModel, train: bool) -> dict[str, Any]:

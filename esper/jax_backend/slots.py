@@ -174,6 +174,8 @@ def with_kernel(model: MorphableModel, kernel: Kernel, arrays: Mapping[str, jax.
         others = [other for other in structure.kernels if other is not held]
         kernels = sorted([*others, kernel], key=lambda k: (structure.row(k.layer), k.seed))
         structure = replace(structure, kernels=tuple(kernels))
+        if structure.placement is not None:
+            arrays = structure.placement.kernel(kernel.layer, kernel.seed, arrays)
     seeds = {**of_layer, kernel.seed: dict(arrays)}
     params = {**model.params, "kernels": {**model.params["kernels"], kernel.layer: seeds}}
     return model.replace(params=params, structure=structure)

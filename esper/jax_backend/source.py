@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,6 +84,26 @@ class ModuleSource(Protocol):
         ...
 
 
+class Placement(Protocol):
+    """Where the arrays of a model lie on several devices; `esper.sharding` answers. It is hashable."""
+
+    def constrained(self, model: Any) -> Any:
+        """The model with its arrays kept where they belong, within a compiled function."""
+        ...
+
+    def kept(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters and buffers by name, kept likewise."""
+        ...
+
+    def split(self, program: Program, tensors: Sequence[Any]) -> list[Any]:
+        """The inputs of a Program with their batch split, within a compiled function."""
+        ...
+
+    def kernel(self, layer: str, seed: int, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of a kernel that enters, placed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel's place and recipe, static and hashable: equal kernels share compiled programs.
@@ -120,6 +141,7 @@ class Structure:
         cache: Trained kernels kept on the device, by content; one for a wrapped model and all that it becomes. It
             changes how soon a kernel is found and never what is computed, so it takes no part in equality.
         shadow: Whether this is the isolation pass, which moves no buffers.
+        placement: Where the arrays lie on several devices; None: on one.
     """
 
     source: ModuleSource
@@ -128,6 +150,7 @@ class Structure:
     kernels: tuple[Kernel, ...] = ()
     seeds_per_layer: int = 4
     shadow: bool = False
+    placement: Placement | None = None
 
     def row(self, layer: str) -> int:
         """The layer's row in the seed state."""
@@ -142,14 +165,21 @@ class Structure:
     def __eq__(self, other: object) -> bool:
         # The source is its module's identity: two wraps are two structures, whatever they hold. The cache is one's own
         # too, and no part of what is computed.
+        if self is other:
+            return True
         return (
             isinstance(other, Structure)
             and self.source is other.source
             and self.kernels == other.kernels
             and (self.sites, self.seeds_per_layer, self.shadow) == (other.sites, other.seeds_per_layer, other.shadow)
+            and self.placement == other.placement
         )
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash((id(self.source), self.kernels, self.shadow))
 
 

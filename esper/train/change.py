@@ -22,6 +22,7 @@ from esper.growth.line_search import Trial
 from esper.growth.policy import STRUCTURAL, Action, Germinate, Place, act
 from esper.growth.statistics import Statistics, layer_statistics
 from esper.growth.verbs import conceive, enter, transition
+from esper.jax_backend.devices import mesh_of
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import Kernel
 from esper.lifecycle import SeedLifecycleState
@@ -187,8 +188,21 @@ class Preparation:
     _thread: threading.Thread = field(init=False)
 
     def begin(self, state: TrainState, evidence: Evidence, compile: Compile, *, aside: bool) -> Preparation:
-        """Prepares the change on a copy of the state: `aside` in a thread of its own, or here and now."""
-        given = (state, evidence, compile)
+        """Prepares the change on a copy of the state: `aside` in a thread of its own, or here and now.
+
+        Of a model on several devices only the compile is left to the thread: programs that two threads start there
+        could wait for each other's communication for ever.
+        """
+
+        def plan() -> TrainState:
+            after, self._steps = planned(state, self.change, evidence)
+            return after
+
+        if mesh_of(state.model.params) is not None:
+            after = plan()
+            given = (lambda: after, compile)
+        else:
+            given = (plan, compile)
         self._thread = threading.Thread(target=self._run_behind, args=given, name="esper-prepare")
         self._thread.start() if aside else self._run(*given)
         return self
@@ -214,10 +228,9 @@ class Preparation:
         with unobtrusive():
             self._run(*given)
 
-    def _run(self, state: TrainState, evidence: Evidence, compile: Compile) -> None:
+    def _run(self, plan: Callable[[], TrainState], compile: Compile) -> None:
         try:
-            after, self._steps = planned(state, self.change, evidence)
-            compile(after)
+            compile(plan())
         except BaseException as error:  # raised again in `finish`, in the thread that trains
             self._error = error
         finally:

@@ -22,6 +22,7 @@ from esper.growth.policy import Policy
 from esper.growth.schedule import schedule
 from esper.growth.tamiyo import Tamiyo
 from esper.growth.verbs import cull
+from esper.jax_backend.devices import is_spread
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
 from esper.train.books import Books, Callback
@@ -141,6 +142,11 @@ def fit(
     """
     growth, minimised = growth or _NOTHING, objective(loss)
     _check(steps, every, growth, policy, validation, resume)
+    if growth.swap == "ready" and is_spread(model.params):
+        raise ArgumentError(
+            "swap='ready' changes the model when its compile is done, which is another step in every process: give "
+            "swap='evaluation' or a number of steps"
+        )
     source = model.structure.source
     shuffled = is_examples(data)
     epochs: Epochs = (

@@ -13,6 +13,7 @@ import numpy as np
 
 from esper.growth.credit import paired_losses
 from esper.growth.policy import Observation, Plan, Policy, act, asked
+from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState as S
 from esper.train import change as changes
@@ -202,7 +203,7 @@ class Run:
             return None
         with self.books.timed("evaluation"):
             objective = self._course.learner.objective
-            found = jax.device_get(evaluate(objective, self._course.metrics, self._state.model, self._held_out))
+            found = fetched(evaluate(objective, self._course.metrics, self._state.model, self._held_out))
         self.books.evaluated(self._state.model, self._held_out)
         return found
 

@@ -20,6 +20,7 @@ from esper.growth.optimizer import per_kernel
 from esper.growth.recovery import recovered
 from esper.growth.reserve import asleep
 from esper.growth.schedule import Schedule, linear, ramped
+from esper.jax_backend.devices import beside
 from esper.jax_backend.model import MorphableModel
 from esper.train.governor import finite, spread
 from esper.train.objective import Objective
@@ -75,7 +76,7 @@ class Learner:
         """The state before the first step; arrays are copied, since steps consume theirs."""
         own, held, own_key = copied((model, opt_state, key))
         layers = len(model.structure.sites)
-        return TrainState(
+        state = TrainState(
             own,
             self.tx.init(own.params) if held is None else held,
             own_key,
@@ -83,6 +84,7 @@ class Learner:
             jnp.zeros((), jnp.float32),
             jnp.zeros(layers, jnp.float32),
         )
+        return beside(state, own.params)
 
     def resumed(self, state: TrainState) -> TrainState:
         """A state to go on from, copied likewise."""
