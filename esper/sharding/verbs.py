@@ -173,8 +173,8 @@ def _check(model: MorphableModel, placement: Placement) -> None:
         rows = "\n".join(f"  {problem}" for problem in problems)
         raise ShardingError(
             f"{len(problems)} problem(s) with the rules:\n{rows}\n"
-            "Give a spec that fits, a narrower expression, or None for a whole copy on every device; the first rule found "
-            "in a name decides",
+            "Give a spec that fits, a narrower expression, or None for a whole copy everywhere; the first one found in "
+            "a name decides",
             problems,
         )
 

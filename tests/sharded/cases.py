@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import torch
 from models import CNN, GPT
+from scripted import Script
 from torch import nn
 
 import esper
+from esper.configs import TamiyoSettings
+from esper.growth.policy import Germinate, Transition
 from esper.lifecycle import SeedLifecycleState as S
 from esper.parity import compare
 from esper.sharding import data_parallel, fsdp, place_state, tensor_parallel
@@ -65,33 +68,33 @@ def stepper(tx):
     return step
 
 
-def trained(model, name, tx, step, opt_state=None):
+def trained(model, name, tx, step, opt_state=None, feed=lambda batch, model: batch):
     if opt_state is None:
         opt_state = tx.init(model.params)
         opt_state = opt_state if model.structure.placement is None else place_state(opt_state, model)
     losses = []
-    for x, labels in batches(name):
-        model, opt_state, loss = step(model, opt_state, x, labels)
+    for batch in batches(name):
+        model, opt_state, loss = step(model, opt_state, *feed(batch, model))
         losses.append(float(loss))
     return model, opt_state, losses
 
 
-def grown(model, name, tx):
+def grown(model, name, tx, **how):
     """Six steps each without a kernel, with one that trains, blended in, and culled; the model where it is for good."""
     layer, blueprint = LAYERS[name]
     step, found = stepper(tx), []
-    model, opt_state, losses = trained(model, name, tx, step)
+    model, opt_state, losses = trained(model, name, tx, step, **how)
     found += losses
     model, opt_state = esper.germinate(model, opt_state, layer=layer, blueprint=blueprint, key=jax.random.key(1), tx=tx)
-    model, opt_state, losses = trained(model, name, tx, step, opt_state)
+    model, opt_state, losses = trained(model, name, tx, step, opt_state, **how)
     found += losses
     model = esper.transition(model, layer=layer, to=S.GRAFTING)
     model = esper.set_alpha(model, layer=layer, alpha=0.5)
-    model, opt_state, losses = trained(model, name, tx, step, opt_state)
+    model, opt_state, losses = trained(model, name, tx, step, opt_state, **how)
     found += losses
     culled, culled_state = esper.cull(model, opt_state, layer=layer, tx=tx)
     copies = jax.tree.map(jnp.copy, (culled, culled_state))
-    found += trained(copies[0], name, tx, step, copies[1])[2]
+    found += trained(copies[0], name, tx, step, copies[1], **how)[2]
     assert step._cache_size() == 2, "each structure compiles once, and one that comes back not at all"
     model = esper.set_alpha(model, layer=layer, alpha=1.0)
     model = esper.transition(model, layer=layer, to=S.ACTIVE)
@@ -106,3 +109,30 @@ def check_equal(found, wanted, rtol=1e-4):
     for name, tensor in theirs.state_dict().items():
         gap = compare(ours.state_dict()[name], tensor)
         assert gap.scaled <= 1e-3, f"{name}: {gap}"
+
+
+LIFE = (
+    (Germinate("0", 0, "mlp", (("width", 8),), "by the script"),),
+    (Transition("0", 0, S.GRAFTING, "by the script"),),
+    (Transition("0", 0, S.ACTIVE, "by the script"),),
+    (Transition("0", 0, S.FOSSILIZED, "by the script"),),
+)
+
+
+def fitted(split, life=LIFE, **changes):
+    """A run of `esper.fit` in which a kernel grows for good, dropout draws, and examples are shuffled."""
+    torch.manual_seed(0)
+    model = split(esper.wrap(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 8))))
+    inputs = jax.random.normal(jax.random.key(5), (96, 8))
+    labels = (inputs @ jax.random.normal(jax.random.key(6), (8, 8))).argmax(-1)
+    how = {
+        "tx": optax.sgd(0.1, momentum=0.9),
+        "steps": 24,
+        "key": jax.random.key(7),
+        "batch_size": 16,
+        "every": 4,
+        "validation": (inputs, labels),
+        "policy": Script(life),
+        "growth": TamiyoSettings(blend_steps=4, kernel_warmup_steps=2),
+    }
+    return esper.fit(model, (inputs, labels), **{**how, **changes})
