@@ -52,6 +52,7 @@ def test_wrong_contenders_have_no_times(run):
 def test_overhead_is_of_the_same_calls():
     found = overhead.measured(leaves=3, turns=1)
     assert set(found.microseconds) == {"wrapped model", "plain dict"}
+    assert set(found.reading) == {*found.microseconds, "wrapped model, called outside of `jax.jit`"}
 
 
 def test_instructions_are_found_in_a_programs_text():

@@ -67,10 +67,15 @@ def _lines(found: list[Measurement], folder: Path) -> Iterator[str]:
     calls = load_overhead(folder)
     if calls:
         yield "\n## Calls\n"
-        times = ", ".join(f"{name} {spent:.0f} µs" for name, spent in calls.microseconds.items())
-        yield f"A compiled program that is handed {calls.leaves:,} arrays, donated, and gives them back: {times}."
+        both, reading = _spent(calls.microseconds), _spent(calls.reading)
+        yield f"A compiled program that is handed {calls.leaves:,} arrays, donated, and gives them back: {both}."
+        yield f"One that reads them: {reading}."
     yield from _sections("The networks that esper is tuned on", [m for m in found if m.tuned])
     yield from _sections("Networks that it is not tuned on", [m for m in found if not m.tuned])
+
+
+def _spent(microseconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {spent:.0f} µs" for name, spent in microseconds.items())
 
 
 def _machines(found: list[Measurement]) -> Iterator[str]:

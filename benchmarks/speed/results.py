@@ -101,10 +101,12 @@ class Overhead:
     Attributes:
         leaves: How many arrays.
         microseconds: Median of a call, by what the arrays are in.
+        reading: Likewise of a call that gives none of them back.
     """
 
     leaves: int
     microseconds: dict[str, float]
+    reading: dict[str, float] = field(default_factory=dict)
 
 
 def save(measurement: Measurement, folder: Path = FOLDER) -> Path:

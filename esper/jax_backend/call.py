@@ -35,7 +35,9 @@ class Call:
 def prepare(source: ModuleSource, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Call:
     """Finds the Program for a call, tracing if there is none that covers it."""
     leaves, tree = flatten((args, dict(kwargs)))
-    places = [path.removeprefix("[0]").removeprefix("[1]") for path in tree.paths()]
+    places = [""] * len(leaves)
+    if not all(isinstance(leaf, jax.Array) for leaf in leaves):  # the rest may be refused, by its place
+        places = [path.removeprefix("[0]").removeprefix("[1]") for path in tree.paths()]
     arrays = [to_array(source, leaf, place) for leaf, place in zip(leaves, places, strict=True)]
     kinds = tuple(describe(leaf, array, p) for leaf, array, p in zip(leaves, arrays, places, strict=True))
     program = source.program(Signature(tree, kinds, train))

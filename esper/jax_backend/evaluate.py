@@ -14,7 +14,7 @@ from esper.errors import MissingKeyError, RefusedError
 from esper.jax_backend import layout
 from esper.jax_backend.layout import ChannelsLast, Value, in_torch_order
 from esper.jax_backend.promotion import dtype_of
-from esper.jax_backend.registry import check_lowered, draws, lowering
+from esper.jax_backend.registry import check_lowered, draws, lowering, may_draw
 from esper.program import DType, Node, Program, Ref
 
 Grafts = Mapping[str, Callable[..., Value]]
@@ -87,7 +87,7 @@ def _evaluate(
 
 def check_key(program: Program, key: jax.Array | None) -> None:
     """Raises MissingKeyError, naming every site, if `program` draws and there is no key."""
-    if key is not None:
+    if key is not None or not may_draw(program):
         return
     sites = [f"  {node.op}  {node.scope or '(root)'}  ({node.source})" for node in program.walk() if draws(node)]
     if sites:

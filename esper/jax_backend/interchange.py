@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -74,10 +75,13 @@ def describe(leaf: Any, array: Value | None, place: str) -> TensorType | Static:
         name = str(leaf.dtype).removeprefix("torch.")
         narrow = jax.dtypes.canonicalize_dtype(jnp.dtype(name))
         return TensorType(tuple(array.shape), name if name == "int64" else str(narrow))
-    name = str(array.dtype)
-    if not wide():
-        name = _WIDE.get(name, name)
-    return TensorType(tuple(array.shape), name)
+    name = _name(array.dtype)
+    return TensorType(tuple(array.shape), name if wide() else _WIDE.get(name, name))
+
+
+@lru_cache(maxsize=64)  # numpy spells the name out anew every time
+def _name(dtype: Any) -> str:
+    return str(dtype)
 
 
 def _static(leaf: Any, place: str) -> Static:

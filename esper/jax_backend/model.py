@@ -208,7 +208,7 @@ def _run(
 ) -> tuple[list[jax.Array], dict[str, jax.Array], SeedState | None]:
     """The forward as one compiled program: array outputs, buffers and parameters that it wrote, seeds if they aged.
 
-    What stays as it was is no result: a compiled program copies what it hands through.
+    What stays as it was is no result: every result costs the caller time.
     """
     placement = model.structure.placement
     if placement is not None:

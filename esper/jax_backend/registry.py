@@ -99,6 +99,11 @@ def draws(node: Node) -> bool:
     return node.op in _TABLE and _TABLE[node.op].draws_at(node)
 
 
+def may_draw(program: Program) -> bool:
+    """Whether any operator of `program` draws at times; what every call asks, before anybody looks at each node."""
+    return any(op in _TABLE and (_TABLE[op].draws or _TABLE[op].bodies) for op in program.ops)
+
+
 def lowered_ops() -> tuple[str, ...]:
     """Every operator with a lowering, sorted."""
     return tuple(sorted(_TABLE))
@@ -117,6 +122,5 @@ def missing(programs: Iterable[Program]) -> list[OpSite]:
 
 def check_lowered(program: Program) -> None:
     """Raises UnsupportedOpError listing every operator of `program` that has no lowering."""
-    sites = missing([program])
-    if sites:
-        raise UnsupportedOpError(sites)
+    if program.ops.keys() - _TABLE.keys():
+        raise UnsupportedOpError(missing([program]))

@@ -161,12 +161,12 @@ class Program:
 
     __repr__ = __str__
 
-    @property
+    @cached_property
     def user_inputs(self) -> tuple[InputSpec, ...]:
         """The specs of the tensors a caller gives, in leaf order."""
         return tuple(spec for spec in self.inputs if spec.kind == "user")
 
-    @property
+    @cached_property
     def ops(self) -> dict[str, int]:
         """How often each operator occurs."""
         counts: dict[str, int] = {}

@@ -89,6 +89,7 @@ class TorchSource:
         self.traces = 0
         self._supported = supported
         self._programs: dict[Any, list[Program]] = {}
+        self._met: dict[Signature, Program] = {}
         self._signatures: list[Signature] = []
         self._narrowed_from = {} if wide else _wide_tensors(module)
         self._aliases = aliases(self.module)
@@ -105,14 +106,9 @@ class TorchSource:
         Raises:
             TraceError: The module cannot be captured.
         """
-        known = self._programs.setdefault(signature.family, [])
-        for program in known:
-            if _covers(program, signature):
-                return program
-        program = self._kept_or_captured(signature)
-        known.append(program)
-        self._signatures.append(signature)
-        return program
+        if signature not in self._met:
+            self._met[signature] = self._covering(signature)
+        return self._met[signature]
 
     @property
     def description(self) -> str:
@@ -163,6 +159,16 @@ class TorchSource:
             options=tuple(sorted({**entry.options, **options}.items())),
             copied={own: self._aliases.get(name, name) for own, name in copied(kernel, site.name).items()},
         )
+
+    def _covering(self, signature: Signature) -> Program:
+        known = self._programs.setdefault(signature.family, [])
+        for program in known:
+            if _covers(program, signature):
+                return program
+        program = self._kept_or_captured(signature)
+        known.append(program)
+        self._signatures.append(signature)
+        return program
 
     def _kept_or_captured(self, signature: Signature) -> Program:
         """The Program for a call, from the disk if it is there."""
