@@ -14,10 +14,12 @@ from esper.jax_backend.flops import flops
 from esper.jax_backend.platform.convolution import (
     Spec,
     canonical,
+    choice,
     chunks,
     convolve,
     input_gradient,
     weight_gradient,
+    winograd,
 )
 from esper.jax_backend.registry import lowering
 
@@ -158,6 +160,55 @@ def test_under_a_symbolic_size():
 
     exported = jax.export.export(jax.jit(run))(jax.ShapeDtypeStruct(sizes, x.dtype), w)
     close(exported.call(x, w), jax.jit(run)(x, w))
+
+
+TILED = [
+    ((8, 8), (1, 1)),
+    ((7, 9), (1, 1)),
+    ((6, 5), (0, 0)),
+    ((5, 5), (2, 0)),
+    ((6, 8), (1, -1)),
+    ((4, 4), (3, 3)),
+]
+
+
+@pytest.mark.parametrize(("space", "pads"), TILED, ids=str)
+def test_tiles_give_the_canonical_convolution(space, pads):
+    """In float64, where only a wrong formula would show."""
+    with jax.enable_x64(True):
+        spec, x, w, ct = problem(space, (5, 6, 1), pads=pads, last=True, batch=3)
+        for name, *args in (("convolve", x, w), ("input_gradient", ct, w), ("weight_gradient", x, ct)):
+            found, wanted = (getattr(how, name)(*args, spec=spec) for how in (winograd, canonical))
+            assert found.dtype == np.float64
+            np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_tiles_of_many_images_are_taken_in_parts(monkeypatch):
+    spec, x, w, _ = problem((8, 8), (5, 6, 1), pads=(1, 1), last=True, batch=6)
+    monkeypatch.setattr(winograd, "_AT_ONCE", 2 * 16 * 16 * 11)
+    text = jax.jit(partial(winograd.convolve, spec=spec)).lower(x, w).as_text()
+    assert "tensor<3x2x8x8x5xf32>" in text
+    close(winograd.convolve(x, w, spec=spec), canonical.convolve(x, w, spec=spec))
+
+
+def test_tiles_lose_no_more_than_sums_in_another_order():
+    """A layer for which they are chosen, against float64."""
+    spec, x, w, ct = problem((32, 32), (32, 32, 1), pads=(1, 1), last=True, batch=16)
+    group = choice.Group(16, 32, 32, x.dtype)
+    chosen = [getattr(choice, name)(spec, group) for name in ("convolve", "input_gradient", "weight_gradient")]
+    assert {how.__module__ for how in chosen} == {winograd.__name__}
+    x64, w64, ct64 = (torch.from_numpy(np.asarray(each, np.float64)) for each in (x, w, ct))
+    order = [each.movedim(-1, 1) for each in (x64, ct64)]
+    exact = torch.ops.aten.convolution_backward(
+        order[1], order[0], w64, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+    )
+    forward = torch.nn.functional.conv2d(order[0], w64, padding=1)
+    for found, wanted in (
+        (convolve(x, w, spec), forward.movedim(1, -1)),
+        (input_gradient(ct, w, spec), exact[0].movedim(1, -1)),
+        (weight_gradient(x, ct, spec), exact[1]),
+    ):
+        assert np.abs(found - wanted.numpy()).max() <= 2e-6 * float(wanted.abs().max())
 
 
 def test_large_maps_are_taken_in_parts(monkeypatch):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from benchmarks.speed.workloads import WORKLOADS, Problem, prepared
 
 TURNS, PER_TURN = 4, 3
 """Turns, and the timed calls of each; one before them is not timed, for threads and caches to change hands."""
+PAUSE = 0.3
+"""Seconds between one contender's turn and the next's: torch's threads go on spinning for that long, and would take a
+processor from whoever comes next."""
 CHECKED = 3
 """Steps whose losses are compared."""
 TOLERANCE = 1e-3
@@ -44,13 +49,18 @@ def measured(problem: Problem, names: Iterable[str] = tuple(CONTENDERS), turns: 
     inferences: dict[str, list[float]] = {name: [] for name in present}
     for _ in range(turns):
         for name, contender in present.items():
-            steps[name] += [contender.step()[1] for _ in range(1 + PER_TURN)][1:]
+            steps[name] += _turn(contender.step)
         for name, contender in present.items():
-            inferences[name] += [contender.infer()[1] for _ in range(1 + PER_TURN)][1:]
+            inferences[name] += _turn(contender.infer)
     for name, contender in present.items():
         contender.close()
         run[name] = replace(run[name], step_ms=_milliseconds(steps[name]), infer_ms=_milliseconds(inferences[name]))
     return run
+
+
+def _turn(call: Callable[[], tuple[Any, float]]) -> list[float]:
+    time.sleep(PAUSE)
+    return [call()[1] for _ in range(1 + PER_TURN)][1:]
 
 
 def _checked_steps(contender: Contender) -> tuple[Outcome, np.ndarray]:

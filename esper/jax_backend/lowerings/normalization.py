@@ -107,19 +107,16 @@ def native_group_norm(input, weight, bias, N, C, HxW, group, eps, *, channel_axi
 @lowers("aten.native_layer_norm.default")
 def native_layer_norm(input, normalized_shape, weight, bias, eps):
     """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"""  # noqa: E501
-    first = input.ndim - len(normalized_shape)
-    normed, mean, rstd = _standardise(widen(input), tuple(range(first, input.ndim)), eps)
-    return _outputs(input, weight, _affine(normed, weight, bias, first).astype(input.dtype), mean, rstd)
+    out, mean, variance = _row_norm(input, normalized_shape, weight, bias, eps)
+    kept = (*input.shape[: input.ndim - len(normalized_shape)], *[1] * len(normalized_shape))
+    return _outputs(input, weight, out, mean.reshape(kept), lax.rsqrt(variance + eps).reshape(kept))
 
 
 @lowers("aten.rms_norm.default")
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     """rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None) -> Tensor"""
-    x = widen(input)
-    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
-    axes = tuple(range(input.ndim - len(normalized_shape), input.ndim))
-    out = x * lax.rsqrt(jnp.mean(x * x, axes, keepdims=True) + eps)
-    return (out if weight is None else out * weight.astype(out.dtype)).astype(input.dtype)
+    eps = float(jnp.finfo(accumulator(input.dtype)).eps) if eps is None else eps
+    return _row_norm(input, normalized_shape, weight, None, eps, centred=False)[0]
 
 
 @lowers("aten._weight_norm.default")
@@ -165,23 +162,14 @@ def _group_norm(input, weight, bias, groups, eps, channel_axis):
     return out.reshape(input.shape), mean, variance
 
 
-def _affine(x, weight, bias, axis):
-    """x * weight + bias, both starting at dimension `axis` of x."""
-    x = x if weight is None else scale(x, weight, axis)
-    return x if bias is None else add_bias(x, bias, axis)
-
-
-def _standardise(x, axes, eps):
-    """(x - mean) * rstd, with mean and rstd, their dimensions kept.
-
-    Differentiated by JAX: the closed form is read by other loops beside a kernel than without it, in which
-    multiplications and additions are joined otherwise, and the host's gradient then differs in its last bits.
-    """
-    x = lax.optimization_barrier(x)
-    mean = jnp.mean(x, axes, keepdims=True)
-    centred = x - mean
-    rstd = lax.rsqrt(jnp.mean(centred * centred, axes, keepdims=True) + eps)
-    return centred * rstd, mean, rstd
+def _row_norm(input, normalized_shape, weight, bias, eps, *, centred=True):
+    """With mean and variance of each row; the last dimensions are one."""
+    size = math.prod(normalized_shape)
+    rows = math.prod(input.shape[: input.ndim - len(normalized_shape)])
+    weight, bias = (None if each is None else each.ravel() for each in (weight, bias))
+    form = Form((1,), (1,), eps, centred, alone=True)
+    out, mean, variance = normalize(input.reshape(rows, size), weight, bias, form)
+    return out.reshape(input.shape), mean, variance
 
 
 def _channels(vector, ndim, axis):

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax import lax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from esper.jax_backend.linear import linear
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.platform.precision import contract
 
 
@@ -38,10 +39,13 @@ def _of_weight(rows: jax.Array, cotangent: jax.Array) -> jax.Array:
 
 def weight_gradient(cotangent: jax.Array, rows: jax.Array) -> jax.Array:
     """(n, outputs) times (n, inputs), over n: (outputs, inputs), in the accumulator's dtype."""
-    outputs, inputs = cotangent.shape[1], rows.shape[1]
-    if not (isinstance(outputs, int) and isinstance(inputs, int) and outputs > inputs):
-        return contract(cotangent, rows, ((0,), (0,)))
-    # XLA's CPU copies the first factor of such a product: the narrower one, and turns the small result round. It would
-    # undo that, but for the barriers; the second has it turned before other loops read it.
-    turned = lax.optimization_barrier(contract(rows, cotangent, ((0,), (0,))))
-    return lax.optimization_barrier(turned.T)
+    count, outputs = cotangent.shape
+    if isinstance(count, int) and isinstance(outputs, int) and count >= _FEW and outputs <= 2 * count:
+        return contract(_turned(cotangent), rows, ((1,), (0,)))
+    return contract(cotangent, rows, ((0,), (0,)))
+
+
+# Not fenced, XLA's CPU would make it a product of two transposed factors again, for which it has no fast one: that is
+# slower, but where the copy that is turned is as large as the result and more.
+_turned = fenced(jnp.transpose)
+_FEW = 512

@@ -16,6 +16,7 @@ from jax import lax
 
 from esper.jax_backend.linear import linear
 from esper.jax_backend.platform.bias import sums
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.platform.precision import widen
 
 
@@ -27,12 +28,15 @@ class Form(NamedTuple):
         affine: The dimensions of weight and bias.
         eps: What is added to the variance.
         centred: Whether the mean is subtracted; if not, it counts as 0.
+        alone: Whether it is compiled by itself (`fence`). Where a layer's parameters are along each row, the loops over
+            rows would be fused with what surrounds them, and a host's last bits would depend on what grows beside it.
     """
 
     over: tuple[int, ...]
     affine: tuple[int, ...]
     eps: float
     centred: bool = True
+    alone: bool = False
 
 
 class _Given(NamedTuple):
@@ -62,6 +66,19 @@ def normalize(x: jax.Array, weight: jax.Array | None, bias: jax.Array | None, fo
     Returns:
         The result, mean and (biased) variance, their dimensions kept, in the dtype in which sums are taken.
     """
+    return (_normalized_alone if form.alone else _normalized)(x, weight, bias, form)
+
+
+@normalize.defjvp
+def _normalize_jvp(form: Form, primals: _Moves, tangents: _Moves) -> tuple[_Results, Any]:
+    out, mean, variance = normalize(*primals, form)
+    given = _Given(*primals, mean, lax.rsqrt(variance + form.eps))
+    forward, transpose = (_forward_alone, _transpose_alone) if form.alone else (_forward, _transpose)
+    moved = linear(partial(forward, form), partial(transpose, form), given, tangents)
+    return (out, mean, variance), moved
+
+
+def _normalized(x: jax.Array, weight: jax.Array | None, bias: jax.Array | None, form: Form) -> _Results:
     # Fused with what makes x, the sums would be added up in an order that depends on it. Read when it is finished, they
     # are the same, bit for bit, whatever grows beside the layer that x comes from.
     wide = widen(lax.optimization_barrier(x))
@@ -73,14 +90,6 @@ def normalize(x: jax.Array, weight: jax.Array | None, bias: jax.Array | None, fo
     out = out if weight is None else out * _at(weight, out, form)
     out = out if bias is None else out + _at(bias, out, form)
     return out.astype(x.dtype), mean if form.centred else jnp.zeros_like(mean), variance
-
-
-@normalize.defjvp
-def _normalize_jvp(form: Form, primals: _Moves, tangents: _Moves) -> tuple[_Results, Any]:
-    out, mean, variance = normalize(*primals, form)
-    given = _Given(*primals, mean, lax.rsqrt(variance + form.eps))
-    moved = linear(partial(_forward, form), partial(_transpose, form), given, tangents)
-    return (out, mean, variance), moved
 
 
 def _forward(form: Form, given: _Given, moves: _Moves) -> _Results:
@@ -112,6 +121,11 @@ def _transpose(form: Form, given: _Given, cotangents: _Results) -> _Moves:
         shared = shared + (total - mean / given.rstd) / count
     of_x = given.rstd * (out * weight - shared)
     return of_x.astype(given.x.dtype), _like(of_weight, given.weight), _like(of_bias, given.bias)
+
+
+_normalized_alone = fenced(_normalized, static=(3,))
+_forward_alone = fenced(_forward, static=(0,))
+_transpose_alone = fenced(_transpose, static=(0,))
 
 
 def _normed(given: _Given) -> jax.Array:

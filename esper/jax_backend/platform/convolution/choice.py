@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from esper.jax_backend.platform.convolution import canonical, chunks, depthwise, products
+from esper.jax_backend.platform.convolution import canonical, chunks, depthwise, products, winograd
 from esper.jax_backend.platform.convolution.grouped import by_group
 from esper.jax_backend.platform.convolution.patches import tiles
 from esper.jax_backend.platform.convolution.spec import Sizes, Spec
@@ -19,47 +20,77 @@ from esper.jax_backend.platform.convolution.spec import Sizes, Spec
 Formulation = Callable[..., jax.Array]
 _FEW, _MANY = 4, 200  # outputs of an image
 _GROUPS = 32  # more of them take too long to compile one by one
+_TILED = 64  # outputs of an image, from which on a weight gradient is better taken by tiles
+_THIN, _NARROW = 32, 64  # channels
+_SOME, _MUCH = 140e6, 350e6  # products, of a convolution with narrow activations and of another
 
 
-def convolve(spec: Spec, inputs: int) -> Formulation:
-    """For a group of so many input channels."""
-    if _few_groups(spec, inputs):
-        return by_group(convolve(spec._replace(groups=1), inputs), (-1, 0), -1)
-    return _plain(spec, inputs, spec.space).convolve
+class Group(NamedTuple):
+    """What a group of channels meets.
+
+    Attributes:
+        batch: How many images.
+        inputs: Channels of the input.
+        outputs: Channels of the output.
+        dtype: Of both.
+    """
+
+    batch: Any
+    inputs: int
+    outputs: int
+    dtype: Any
 
 
-def input_gradient(spec: Spec, inputs: int) -> Formulation:
-    """Likewise; the window slides over the cotangent."""
-    if _few_groups(spec, inputs):
-        return by_group(input_gradient(spec._replace(groups=1), inputs), (-1, 0), -1)
-    return _plain(spec, inputs, spec.spread).input_gradient
+def convolve(spec: Spec, group: Group) -> Formulation:
+    """Patches times weights, or an equal."""
+    if _few_groups(spec, group):
+        return by_group(convolve(spec._replace(groups=1), group), (-1, 0), -1)
+    return _plain(spec, group, spec.space).convolve
 
 
-def weight_gradient(spec: Spec, inputs: int, batch: Any) -> Formulation:
-    """Likewise; XLA's own formulation is good where the maps are small."""
-    if _few_groups(spec, inputs):
-        return by_group(weight_gradient(spec._replace(groups=1), inputs, batch), (-1, -1), 0)
-    how = _plain(spec, inputs, spec.space)
-    large = _fixed((batch, *spec.results)) and math.prod(spec.results) > _MANY
-    if large and how is not depthwise and not _no_overlap(spec):
+def input_gradient(spec: Spec, group: Group) -> Formulation:
+    """The window slides over the cotangent."""
+    if _few_groups(spec, group):
+        return by_group(input_gradient(spec._replace(groups=1), group), (-1, 0), -1)
+    return _plain(spec, group, spec.spread).input_gradient
+
+
+def weight_gradient(spec: Spec, group: Group) -> Formulation:
+    """XLA's own formulation is good where the maps are small."""
+    if _few_groups(spec, group):
+        return by_group(weight_gradient(spec._replace(groups=1), group), (-1, -1), 0)
+    how = _plain(spec, group, spec.space)
+    if how is winograd and math.prod(spec.results) < _TILED:
+        how = canonical
+    large = _fixed((group.batch, *spec.results)) and math.prod(spec.results) > _MANY
+    if large and how not in (depthwise, winograd) and not _no_overlap(spec):
         return chunks.weight_gradient
     return how.weight_gradient
 
 
-def _plain(spec: Spec, inputs: int, slid_over: Sizes) -> Any:
+def _plain(spec: Spec, group: Group, slid_over: Sizes) -> Any:
     if not _fixed(spec.space):
         return canonical
     if spec.groups > 1:
-        return depthwise if inputs == 1 else products
+        return depthwise if group.inputs == 1 else products
     # XLA has no library for windows larger than what they slide over, and takes a hundred times longer.
     beyond = any(n <= reach for n, reach in zip(slid_over, spec.reach, strict=True))
     if beyond or _no_overlap(spec) or math.prod(spec.results) <= _FEW:
         return products
-    return canonical
+    return winograd if _tiled(spec, group) else canonical
 
 
-def _few_groups(spec: Spec, inputs: int) -> bool:
-    return 1 < spec.groups <= _GROUPS and inputs > 1
+def _tiled(spec: Spec, group: Group) -> bool:
+    """Whether a tile's products are fewer than what it takes to make them."""
+    if not (winograd.applies(spec) and group.dtype == jnp.float32 and isinstance(group.batch, int)):
+        return False
+    thin = min(group.inputs, group.outputs)
+    products = 9 * group.batch * math.prod(spec.results) * group.inputs * group.outputs
+    return thin >= _THIN and products >= (_SOME if thin <= _NARROW else _MUCH)
+
+
+def _few_groups(spec: Spec, group: Group) -> bool:
+    return 1 < spec.groups <= _GROUPS and group.inputs > 1
 
 
 def _no_overlap(spec: Spec) -> bool:

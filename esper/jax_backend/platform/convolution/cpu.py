@@ -14,24 +14,30 @@ def convolve(x: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
     """The convolution of `x` with `weight`, formulated as `choice` says."""
     spec, order = _shortened(spec), spec
     weight = _used(weight, order)
-    return _stored(choice.convolve(spec, weight.shape[1])(_last(x, order), weight, spec=spec), order)
+    formulation = choice.convolve(spec, _group(x, weight, spec))
+    return _stored(formulation(_last(x, order), weight, spec=spec), order)
 
 
 def input_gradient(cotangent: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
     """Its gradient in `x`."""
     spec, order = _shortened(spec), spec
     weight = _used(weight, order)
-    return _stored(choice.input_gradient(spec, weight.shape[1])(_last(cotangent, order), weight, spec=spec), order)
+    formulation = choice.input_gradient(spec, _group(cotangent, weight, spec))
+    return _stored(formulation(_last(cotangent, order), weight, spec=spec), order)
 
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
     """Its gradient in the weight."""
     spec, order = _shortened(spec), spec
-    inputs = x.shape[order.channel_axis] // spec.groups
-    formulation = choice.weight_gradient(spec, inputs, x.shape[0])
+    inputs, outputs = (each.shape[order.channel_axis] // spec.groups for each in (x, cotangent))
+    formulation = choice.weight_gradient(spec, choice.Group(x.shape[0], inputs, outputs, x.dtype))
     used = formulation(_last(x, order), _last(cotangent, order), spec=spec)
     places = [(first, k - last, 0) for (first, last), k in zip(order.live, order.kernel, strict=True)]
     return pad(used, places, axis=2)
+
+
+def _group(x: jax.Array, weight: jax.Array, spec: Spec) -> choice.Group:
+    return choice.Group(x.shape[0], weight.shape[1], weight.shape[0] // spec.groups, x.dtype)
 
 
 def _shortened(spec: Spec) -> Spec:

@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from esper.jax_backend.platform import linear
 from esper.jax_backend.platform.convolution.patches import gather, scatter
 from esper.jax_backend.platform.convolution.spec import Spec
 from esper.jax_backend.platform.precision import contract
@@ -39,7 +40,7 @@ def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Ar
     taps_last = _fewer_patches(x, outputs, spec)
     patches = _rows(gather(_apart(x, spec.groups), spec, taps_last), spec.groups)
     rows = _rows(_apart(cotangent, spec.groups), spec.groups)
-    matrix = _multiply(rows, patches, (1, 1))
+    matrix = linear.weight_gradient(rows[0], patches[0]) if spec.groups == 1 else _multiply(rows, patches, (1, 1))
     if taps_last:
         return matrix.reshape(outputs, inputs, *spec.kernel)
     return jnp.moveaxis(matrix.reshape(outputs, *spec.kernel, inputs), -1, 1)

@@ -1,0 +1,39 @@
+"""Computations that XLA compiles by themselves, whatever surrounds them.
+
+XLA's CPU compiler drops `optimization_barrier` before it fuses. What is fused with what then depends on all that reads
+a value, and with it how multiplications and additions are joined and in which order sums are added up. A function that
+is called and not inlined is fused only with itself: it is equal, bit for bit, wherever it stands, and what it returns
+is in memory, in order, when it is read. It costs a pass over memory where it could have been fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+
+def fenced(function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """`function`, of arrays, traced once for equal shapes and never inlined.
+
+    Args:
+        function: What to fence.
+        static: The places of arguments that are no arrays, and hashable.
+    """
+
+    @wraps(function)
+    def inside(*args: Any) -> Any:
+        with set_xla_metadata(inlineable=None):  # the mark is for the call, not for what is in it
+            return function(*args)
+
+    compiled = jax.jit(inside, static_argnums=static)
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*args)
+
+    return call
