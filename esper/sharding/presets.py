@@ -164,7 +164,7 @@ def tensor_parallel(
 
 
 def _axes(given: str | Sequence[str]) -> Axes:
-    axes = (given,) if isinstance(given, str) else tuple(given)
+    axes = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
     if not axes or not all(isinstance(axis, str) for axis in axes):
         raise ShardingError(f"a preset takes the name of an axis of the mesh, or several, not {given!r}")
     return axes
