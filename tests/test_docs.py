@@ -31,6 +31,11 @@ def test_the_page_on_growing_runs():
     assert scope["result"].records[-1].event == "end" and scope["result"].checkpoint.done == 120
 
 
+def test_the_page_on_sharding_runs():
+    scope = run_blocks("docs/sharding.md", 5)
+    assert scope["result"].model.structure.placement is not None and list(scope["trained"].state_dict())[0] == "0.weight"
+
+
 def test_every_file_a_document_links_to_exists():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
