@@ -25,12 +25,14 @@ from sharded.cases import (
     trained,
     wrapped,
 )
+from torch import nn
 
 import esper
 from esper.errors import ShardingError
 from esper.growth.optimizer import per_kernel
 from esper.growth.policy import Germinate
 from esper.lifecycle import SeedLifecycleState as S
+from esper.parity import compare, tolerance
 from esper.sharding import data_parallel, fsdp, place_batch, place_local_batch, place_state, tensor_parallel
 
 SGD = optax.sgd(0.05, momentum=0.9)
@@ -85,12 +87,32 @@ def test_a_call_gives_what_one_device_gives(batch, mesh):
     )
 
 
-def test_a_convolution_is_split_by_examples_alone(mesh):
-    model = esper.shard(wrapped("cnn"), mesh, data_parallel(("data", "model")))
-    opt_state = place_state(SGD.init(model.params), model)
-    compiled = stepper(SGD).lower(model, opt_state, *next(batches("cnn"))).compile().as_text()
+def test_convolutions_are_split_by_examples_alone(mesh):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
+    layers += [nn.MaxPool2d(2), nn.Conv2d(32, 32, 5, padding=2, groups=32), nn.Conv2d(32, 16, 1), nn.GELU()]
+    layers += [nn.Conv2d(16, 16, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8)]
+    model = esper.wrap(nn.Sequential(*layers), seeds_per_layer=0)
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((16, 3, 16, 16)).astype(np.float32), rng.integers(0, 8, 16).astype(np.int32)
+
+    @jax.jit
+    def grads(model, x, labels):
+        def loss_fn(params):
+            logits = model.replace(params=params)(x, train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.value_and_grad(loss_fn)(model.params)
+
+    split = esper.shard(model, mesh, data_parallel(("data", "model")))
+    compiled = grads.lower(split, x, labels).compile().as_text()
     moves = set(re.findall(r"(all-gather|all-to-all|collective-permute|all-reduce)\(", compiled))
     assert moves == {"all-reduce"}, "sums of statistics and gradients are all that the devices tell each other"
+    (found, of_split), (wanted, of_one) = grads(split, x, labels), grads(model, x, labels)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    for name, gradient in of_one["host"].items():
+        gap = compare(np.asarray(of_split["host"][name]), np.asarray(gradient))
+        assert gap.scaled <= tolerance("float32"), f"{name}: {gap}"
 
 
 # ---- what lies where ------------------------------------------------------------------------------------

@@ -74,8 +74,15 @@ def _define(
     primitive.def_impl(run)
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = partial(batches.batched, primitive, kinds)
-    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(fast, multiple_results=False), platform="cpu")
+    lowered, fast_lowered = (mlir.lower_fun(function, multiple_results=False) for function in (plain, fast))
+
+    def lowered_on_cpu(context: Any, *given: Any, **params: Any) -> Any:
+        # XLA's partitioner splits its own convolution by examples; for the others it would gather the whole batch.
+        devices = getattr(context.module_context.axis_context, "num_devices", 1)
+        return (fast_lowered if devices == 1 else lowered)(context, *given, **params)
+
+    mlir.register_lowering(primitive, lowered)
+    mlir.register_lowering(primitive, lowered_on_cpu, platform="cpu")
 
 
 _define(_convolve, _convolve_shape, "convolve", ("x", "w", "y"))
