@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax import lax
 from jaxtyping import Array, Float
 
 from esper.errors import ArgumentError
@@ -47,7 +47,7 @@ class Objective:
 
     Example:
         >>> def causal(outputs, batch):
-        ...     return optax.softmax_cross_entropy_with_integer_labels(outputs[:, :-1], batch["ids"][:, 1:])
+        ...     return cross_entropy(outputs[:, :-1], batch["ids"][:, 1:])
         >>> def call(model, batch, **how):
         ...     return model.apply(batch["ids"], **how)
         >>> objective = Objective(causal, call)
@@ -79,8 +79,24 @@ class Objective:
 
 
 def cross_entropy(logits: Float[Array, "*batch classes"], labels: Any) -> Float[Array, "*batch"]:
-    """Loss of each example, from the number of its class."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    """Loss of each example, from the number of its class; NaN where there is no class of that number.
+
+    Half precision is widened to float32. An offset that all logits of an example share costs no digits.
+    """
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
+        raise ArgumentError(
+            f"cross_entropy takes the number of a class for each example, so integers of shape "
+            f"{list(logits.shape[:-1])} beside logits of {list(logits.shape)}; these are "
+            f"{labels.dtype}{list(labels.shape)}"
+        )
+    labels = labels.astype(jnp.int32)
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    largest = lax.stop_gradient(jnp.max(x, -1, initial=-jnp.inf))
+    # The label's logit is read of what is given, and shifted alone: of shifted logits XLA would keep an array.
+    own = jnp.take_along_axis(x, jnp.where(known, labels, 0)[..., None], -1)[..., 0] - largest
+    return jnp.where(known, jnp.log(jnp.sum(jnp.exp(x - largest[..., None]), -1)) - own, jnp.nan)
 
 
 def mean_squared_error(outputs: Float[Array, "..."], targets: Float[Array, "..."]) -> Float[Array, "..."]:
