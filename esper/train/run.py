@@ -17,6 +17,7 @@ from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState as S
 from esper.train import change as changes
+from esper.train.ahead import Ahead
 from esper.train.books import Books, record_of
 from esper.train.change import Change, Evidence, Preparation
 from esper.train.checkpoint import Checkpoint
@@ -97,6 +98,7 @@ class Run:
         self._guard: Memory = course.governor.start() if course.governor else Memory()
         self._sound: _Sound | None = None
         self._since = 0
+        self._ahead = Ahead(state.step)
         self._recent: list[Any] = []
         self._undecided: Observation | None = None
         self.books = books
@@ -174,6 +176,9 @@ class Run:
             self._state = train_step(self._course.learner, self._state, batch)
             self._recent = [*self._recent[1 - _RECENT :], batch]
             self.done, self._since = self.done + 1, self._since + 1
+            self._ahead(self._state.step)
+            if self.done < self._course.steps:
+                self._stream.fetch()  # before anybody can wait for the step
             self._course.on_step(self)
             if self.stopped:
                 return

@@ -58,14 +58,27 @@ HELD_OUT_BATCHES = 16
 """Batches that held-out examples are measured in; standard errors are over these."""
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """A batch that nobody has asked for yet, and where the stream will be when somebody has; or what went wrong."""
+
+    batch: Any
+    epoch: int
+    index: int
+    error: Exception | None = None
+
+
 class Stream:
-    """An endless iterator over epochs, which knows where it is and can start there again."""
+    """An endless iterator over epochs, which knows where it is and can start there again.
+
+    It fetches one batch ahead at most, and where it is counts those that were asked for alone.
+    """
 
     def __init__(self, data: Epochs, source: ModuleSource, epoch: int = 0, index: int = 0) -> None:
         self._data, self._source = data, source
         self.epoch, self.index = epoch, index
-        self._batches = self._begin(index)
-        self._peeked: Any = None
+        self._batches = self._begin(epoch, index)
+        self._ahead: _Fetched | None = None
 
     def __next__(self) -> Any:
         """The next batch, as JAX arrays.
@@ -73,42 +86,56 @@ class Stream:
         Raises:
             ArgumentError: There is none: an empty epoch, or an iterator that is used up.
         """
-        if self._peeked is not None:
-            batch, self._peeked = self._peeked, None
-            self.index += 1
-            return batch
-        for batch in self._batches:
-            self.index += 1
-            return own(self._source, batch, f"batch {self.index - 1} of epoch {self.epoch}")
-        if self.index == 0:
-            raise ArgumentError(
-                f"the data have no batch in epoch {self.epoch}"
-                + (
-                    "; an iterator gives its batches once: give a list, a data loader or a function from the epoch's "
-                    "number to its batches"
-                    if self.epoch
-                    else ""
-                )
-            )
-        self.epoch, self.index = self.epoch + 1, 0
-        self._batches = self._begin(0)
-        return next(self)
+        batch = self.peek()
+        assert self._ahead is not None
+        self.epoch, self.index, self._ahead = self._ahead.epoch, self._ahead.index, None
+        return batch
 
     def peek(self) -> Any:
-        """The batch that comes next; it stays the next one."""
-        if self._peeked is None:
-            self._peeked = next(self)
-            self.index -= 1
-        return self._peeked
+        """The batch that comes next; it stays the next one. Raises as `next` does."""
+        self.fetch()
+        assert self._ahead is not None
+        if self._ahead.error is not None:
+            failed, self._ahead = self._ahead.error, None
+            raise failed
+        return self._ahead.batch
 
-    def _begin(self, skipped: int) -> Iterator[Any]:
-        epoch = self._data(self.epoch) if callable(self._data) else self._data
+    def fetch(self) -> None:
+        """Makes the next batch ready, while a device is at work on the last; errors wait until it is asked for."""
+        if self._ahead is None:
+            try:
+                self._ahead = self._next()
+            except Exception as error:  # raised again by `peek`, with its own traceback
+                self._ahead = _Fetched(None, self.epoch, self.index, error)
+
+    def _next(self) -> _Fetched:
+        for batch in self._batches:
+            return self._owned(batch, self.epoch, self.index)
+        if self.index == 0:
+            raise _no_batch(self.epoch)
+        self._batches = self._begin(self.epoch + 1, 0)
+        for batch in self._batches:
+            return self._owned(batch, self.epoch + 1, 0)
+        raise _no_batch(self.epoch + 1)
+
+    def _owned(self, batch: Any, epoch: int, index: int) -> _Fetched:
+        return _Fetched(own(self._source, batch, f"batch {index} of epoch {epoch}"), epoch, index + 1)
+
+    def _begin(self, number: int, skipped: int) -> Iterator[Any]:
+        epoch = self._data(number) if callable(self._data) else self._data
         if not isinstance(epoch, Iterable):
             raise ArgumentError(
                 f"data are an iterable of batches, or a function from an epoch's number to one; this is a "
                 f"{type(epoch).__name__}"
             )
         return islice(iter(epoch), skipped, None)
+
+
+def _no_batch(epoch: int) -> ArgumentError:
+    used_up = (
+        "; an iterator gives its batches once: give a list, a data loader or a function from the epoch's number to "
+    )
+    return ArgumentError(f"the data have no batch in epoch {epoch}" + (f"{used_up}its batches" if epoch else ""))
 
 
 def own(source: ModuleSource, batch: Any, place: str) -> Any:
