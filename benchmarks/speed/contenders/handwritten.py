@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from benchmarks.speed.contenders.contender import Contender, Unavailable
+from benchmarks.speed.contenders.contender import Contender
 from benchmarks.speed.contenders.jitted import adamw, batch, compiled, cross_entropy
 from benchmarks.speed.idiomatic.arrays import Arrays, converted
 from benchmarks.speed.tuned import layers as expert
@@ -27,8 +27,6 @@ def idiomatic(problem: Problem) -> Contender:
 
 def tuned(problem: Problem) -> Contender:
     """The same network, of an expert's layers."""
-    if not problem.workload.tuned:
-        raise Unavailable("not written for this network")
     forward = _family(problem)(problem.module, expert.Net)
     return _entered(problem, forward, expert.converted(problem.module), expert.cross_entropy)
 

@@ -36,6 +36,11 @@ class Net:
         )
         return y + self.params[f"{name}.bias"] if f"{name}.bias" in self.params else y
 
+    def conv_transpose(self, name: str, x: jax.Array, stride: int) -> jax.Array:
+        """Of images, without padding."""
+        grown = lax.conv_transpose(x, self.params[f"{name}.weight"], (stride, stride), "VALID")
+        return grown + self.params[f"{name}.bias"]
+
     def batch_norm(self, name: str, x: jax.Array) -> jax.Array:
         mean, variance = self.moved[f"{name}.running_mean"], self.moved[f"{name}.running_var"]
         if self.train:
@@ -107,3 +112,18 @@ class Net:
 
         zeros = jnp.zeros((x.shape[1], by_state.shape[0]))
         return lax.scan(cell, (zeros, zeros), x)[1]
+
+    def gru(self, place: str, x: jax.Array, reverse: bool) -> jax.Array:
+        """(time, batch, features) to (time, batch, width)."""
+        parts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        by_input, by_state, bias1, bias2 = (self.params[place.format(part)] for part in parts)
+
+        def cell(h, x):
+            from_input, from_state = (jnp.split(part, 3, -1) for part in (x @ by_input + bias1, h @ by_state + bias2))
+            r = jax.nn.sigmoid(from_input[0] + from_state[0])
+            z = jax.nn.sigmoid(from_input[1] + from_state[1])
+            h = (1 - z) * jnp.tanh(from_input[2] + r * from_state[2]) + z * h
+            return h, h
+
+        zeros = jnp.zeros((x.shape[1], by_state.shape[0]))
+        return lax.scan(cell, zeros, x, reverse=reverse)[1]

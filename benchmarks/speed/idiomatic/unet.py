@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-from jax import lax
 from jax import numpy as jnp
 
 from benchmarks.speed.idiomatic.layers import Net
@@ -21,8 +20,7 @@ def forward(module, layers=Net):
             x = net.max_pool(x, 2, 2)
         x = double(net, "bottom", x)
         for index in range(depth):
-            grown = lax.conv_transpose(x, params[f"grow.{index}.weight"], (2, 2), "VALID")
-            x = jnp.concatenate([kept.pop(), grown + params[f"grow.{index}.bias"]], -1)
+            x = jnp.concatenate([kept.pop(), net.conv_transpose(f"grow.{index}", x, 2)], -1)
             x = double(net, f"up.{index}", x)
         return net.conv("head", x), net.moved
 

@@ -1,4 +1,4 @@
-"""Norms, activations, attention, pooling and the loss with their gradients in closed form."""
+"""Norms, activations, attention and the loss with their gradients in closed form."""
 
 from __future__ import annotations
 
@@ -63,6 +63,38 @@ def _layer_norm_backward(eps, kept, g):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int) -> jax.Array:
+    """Of (batch, length, channels)."""
+    return _group_norm_forward(x, scale, bias, groups)[0]
+
+
+def _group_norm_forward(x, scale, bias, groups):
+    mean = _by_group(x, groups)
+    centred = x - mean
+    inverse = lax.rsqrt(_by_group(centred * centred, groups) + 1e-5)
+    return centred * (inverse * scale) + bias, (x, mean, inverse, scale)
+
+
+def _group_norm_backward(groups, kept, g):
+    x, mean, inverse, scale = kept
+    whitened, scaled = (x - mean) * inverse, g * scale
+    along = _by_group(scaled * whitened, groups)
+    by_x = inverse * (scaled - _by_group(scaled, groups) - whitened * along)
+    return by_x, column_sums(g * whitened), column_sums(g)
+
+
+def _by_group(x: jax.Array, groups: int) -> jax.Array:
+    """Means over length and each group's channels, (batch, 1, channels)."""
+    batch, length, channels = x.shape
+    sums = jnp.sum(x, 1).reshape(batch, groups, -1)
+    means = jnp.sum(sums, 2, keepdims=True) / (length * channels // groups)
+    return jnp.broadcast_to(means, sums.shape).reshape(batch, 1, channels)
+
+
+group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+
+
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
     """The exact one."""
@@ -104,51 +136,6 @@ def _attend_backward(kept, g):
 
 
 attend.defvjp(_attend_forward, _attend_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """Channels last."""
-    return _max_pool_forward(x, size, stride, padding)[0]
-
-
-def _max_pool_forward(x, size, stride, padding):
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = jnp.pad(x, pads, constant_values=-jnp.inf)
-    best, *others = _taps(padded, size, stride)
-    winner = jnp.zeros(best.shape, jnp.uint8)
-    for number, taken in enumerate(others, 1):
-        winner = jnp.where(taken > best, jnp.uint8(number), winner)
-        best = jnp.maximum(best, taken)
-    # An empty part of the input stands for its shape, which gradients need.
-    return best, (winner, x[:, :, :, :0])
-
-
-def _max_pool_backward(size, stride, padding, kept, g):
-    winner, like = kept
-    height, width = (length + 2 * padding for length in like.shape[1:3])
-    total = jnp.zeros((g.shape[0], height, width, g.shape[3]), g.dtype)
-    for tap in range(size * size):
-        i, j = divmod(tap, size)
-        won = jnp.where(winner == tap, g, 0)
-        down, across = _spread(height, i, g.shape[1], stride), _spread(width, j, g.shape[2], stride)
-        total += lax.pad(won, jnp.zeros((), g.dtype), ((0, 0, 0), down, across, (0, 0, 0)))
-    return (total[:, padding : height - padding, padding : width - padding],)
-
-
-def _spread(length: int, offset: int, count: int, stride: int) -> tuple[int, int, int]:
-    """How to pad an axis so that its elements lie at offset, offset + stride, and so on."""
-    return offset, length - offset - (stride * (count - 1) + 1), stride - 1
-
-
-def _taps(padded, size, stride):
-    height, width = ((padded.shape[axis] - size) // stride + 1 for axis in (1, 2))
-    for i in range(size):
-        for j in range(size):
-            yield padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 @jax.custom_vjp

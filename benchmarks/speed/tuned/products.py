@@ -1,4 +1,4 @@
-"""Dense layers, column sums, and convolutions that are matrix products or shifted sums, with their gradients."""
+"""Dense layers, column sums, and convolutions that are matrix products, with their gradients."""
 
 from __future__ import annotations
 
@@ -86,33 +86,17 @@ def _same_conv_backward(padding, kept, g):
 same_conv.defvjp(_same_conv_forward, _same_conv_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise(x: jax.Array, weight: jax.Array, padding: int) -> jax.Array:
-    """Stride 1, sizes kept: a sum of shifted images; weights are (size, size, channels)."""
-    size, (_, height, width, _) = weight.shape[0], x.shape
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    total = jnp.zeros_like(x)
-    for i in range(size):
-        for j in range(size):
-            total += _tap(padded, i, j, height, width, 1) * weight[i, j]
-    return total
+def patchify(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """A convolution whose windows do not overlap."""
+    size, (batch, height, width, channels) = weight.shape[0], x.shape
+    cut = x.reshape(batch, height // size, size, width // size, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    flat = cut.reshape(batch, height // size, width // size, size * size * channels)
+    return times(flat, weight.reshape(-1, weight.shape[3]).T)
 
 
-def _depthwise_forward(x, weight, padding):
-    return depthwise(x, weight, padding), (x, weight)
-
-
-def _depthwise_backward(padding, kept, g):
-    x, weight = kept
-    size, (_, height, width, _) = weight.shape[0], x.shape
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    # Sums over rows of the batch first, which stay in the cache; what is left is small.
-    rows = []
-    for i in range(size):
-        taps = [jnp.sum(_tap(padded, i, j, height, width, 1) * g, (0, 1)) for j in range(size)]
-        rows.append(jnp.stack(taps))
-    by_weight = jnp.sum(jnp.stack(rows), 2)
-    return depthwise(g, weight[::-1, ::-1], padding), by_weight
-
-
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+def unpatchify(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """A transposed convolution whose windows do not overlap; the weight is (size, size, out, in)."""
+    (size, _, outputs, inputs), (batch, height, width, _) = weight.shape, x.shape
+    flat = times(x, weight.reshape(-1, inputs))
+    cut = flat.reshape(batch, height, width, size, size, outputs).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(batch, height * size, width * size, outputs)
