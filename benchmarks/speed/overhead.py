@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import esper
 from benchmarks.speed.contenders.contender import timed
-from benchmarks.speed.results import Overhead
+from benchmarks.speed.costs import Overhead
 
 LEAVES, TURNS, PER_TURN = 1000, 20, 10
 

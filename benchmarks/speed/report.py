@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.speed import goals
 from benchmarks.speed.contenders import CONTENDERS
-from benchmarks.speed.results import FOLDER, Measurement, Outcome, load, load_overhead
+from benchmarks.speed.costs import Overhead, Seeded, Warm, load_overhead, load_seeded, load_warm
+from benchmarks.speed.results import FOLDER, Measurement, Outcome, load
+from benchmarks.speed.tables import NOTHING, mean, number, spelt, spread, table
 from benchmarks.speed.workloads import WORKLOADS
-
-_NOTHING = "-"
 
 PAGE = FOLDER.parent / "performance.md"
 
@@ -27,18 +28,21 @@ over runs. A contender whose first three losses or first logits differ from eage
 wrong and has no time. First calls are those of a train step; what a process imports and sets up at its very first is
 not counted.
 
-* *esper*: `esper.wrap`, `apply(train=True)` and optax in one jitted step with donated state, as in the README.
+* *esper*: `esper.wrap` (four dormant seeds on every linear and convolution layer), `apply(train=True)`, the
+  cross-entropy of `esper.fit` and optax in one jitted step with donated state.
 * *eager torch*: the best of both memory formats, and of fused and foreach AdamW, found anew in every run.
 * *torch.compile*: the best of both memory formats, forward and loss in one graph, fused AdamW.
-* *idiomatic JAX*: written by hand as most of JAX's users write it (`benchmarks/speed/idiomatic/`).
-* *hand-tuned JAX*: the same networks of layers written for this processor (`benchmarks/speed/tuned/`).
+* *idiomatic JAX*: written by hand as most of JAX's users write it (`benchmarks/speed/idiomatic/`), optax's
+  cross-entropy.
+* *hand-tuned JAX*: the same networks of layers written for this processor, gradients in closed form
+  (`benchmarks/speed/tuned/`).
 * *torchax*, *torch2jax*: bridges that trace torch modules into JAX, in an environment of their own
-  (`make bench-bridges`); their batch norms' running statistics stay as they are.
+  (`make bench-bridges`), optax's cross-entropy; their batch norms' running statistics stay as they are.
 """
 
 
 def write(folder: Path = FOLDER, page: Path = PAGE) -> Path:
-    """Writes the page, of the workloads whose files are there."""
+    """Writes the page, of what has files there."""
     found = [load(folder / f"{name}.json") for name in WORKLOADS if (folder / f"{name}.json").exists()]
     page.write_text("\n".join(_lines(found, folder)) + "\n")
     return page
@@ -49,36 +53,96 @@ def section(found: Measurement) -> Iterator[str]:
     yield f"\n### {found.workload}: {found.about}\n"
     ratio = "their time / esper's"
     heads = ["", "train step, ms", ratio, "inference, ms", ratio, "first call, s", "MiB"]
-    yield from _table(heads, (_row(found, name) for name in _names([found])))
+    yield from table(heads, (_row(found, name) for name in _names([found])))
     yield ""
     yield from _remarks(found)
 
 
 def _lines(found: list[Measurement], folder: Path) -> Iterator[str]:
+    seeded, warm, calls = load_seeded(folder), load_warm(folder), load_overhead(folder)
     yield _HEAD
-    if not found:
+    if not (found or seeded or warm or calls):
         yield "Nothing is measured yet."
         return
-    yield from _machines(found)
-    for title, what in (("Train step", "step"), ("Inference", "infer")):
-        yield f"\n## {title}: how many times as long as esper the others take\n"
-        yield "Means over runs of ratios of medians; above 1, esper is faster.\n"
-        yield from _table(["", *_rivals(found), "esper, ms"], _ratio_rows(found, what))
-    calls = load_overhead(folder)
+    yield from _machines([*found, *seeded, *warm])
+    if found:
+        yield "\n## How many times as long as esper the others take\n"
+        yield "Train step / inference: means over runs of ratios of medians; above 1, esper is faster.\n"
+        yield from table(["", "esper, ms", *_rivals(found)], _summary(found))
+    yield "\n## Goals\n"
+    yield from goals.lines({m.workload: m for m in found}, seeded, warm)
+    yield from _behind(found)
+    yield from _seeds(seeded)
+    yield from _starts(warm)
+    yield from _calls(calls)
+    yield from _sections("The networks that esper is tuned on", [m for m in found if m.tuned])
+    yield from _sections("Networks that it is not tuned on", [m for m in found if not m.tuned])
+
+
+def _behind(found: list[Measurement]) -> Iterator[str]:
+    """Where torch is faster, and by how much."""
+    rows = [row for measurement in found for what in goals.WHAT for row in _deficit(measurement, what)]
+    if rows:
+        yield "\n## What it would take to be as fast as torch\n"
+        yield from table(["", "esper, ms", "best torch, ms", "esper / best torch", "esper must save"], rows)
+
+
+def _deficit(found: Measurement, what: str) -> Iterator[list[str]]:
+    ratios = goals.faster(found, goals.TORCH, what)
+    if ratios and statistics.fmean(ratios) > 1:
+        ratio, ours = statistics.fmean(ratios), found.mean("esper", what)
+        saved = f"{ours * (1 - 1 / ratio):.2f} ms, {100 * (1 - 1 / ratio):.0f} %"
+        yield [f"{found.workload}, {goals.WHAT[what]}", number(ours), number(ours / ratio), spread(ratios), saved]
+
+
+def _seeds(seeded: Sequence[Seeded]) -> Iterator[str]:
+    if not seeded:
+        return
+    yield "\n## What seeds cost\n"
+    yield (
+        "A train step without seeds (`target_layers=[]`), with dormant ones on every linear and convolution layer, and"
+        " with one of these active, host and kernel both trained. Ratios to the step without: means over runs"
+        " (lowest-highest)."
+    )
+    yield ""
+    names = {
+        "step": "time",
+        "compiling": "compile time",
+        "lowered_bytes": "lowered text",
+        "instructions": "instructions",
+        "flops": "FLOPs",
+    }
+    rows = (
+        [f"{found.workload}, {which}", *(spread(found.ratios(which, what), 3) for what in names)]
+        for found in seeded
+        for which in ("dormant", "active")
+    )
+    yield from table(["", *names.values()], rows)
+    yield "\nThe active seed is beside: " + ", ".join(f"`{found.layer}` of {found.workload}" for found in seeded) + "."
+
+
+def _starts(warm: Sequence[Warm]) -> Iterator[str]:
+    if not warm:
+        return
+    yield "\n## First calls of the next process\n"
+    yield "The caches that the command `esper` keeps: captured Programs, and JAX's compiled ones.\n"
+    rows = ([w.workload, _parts(w.parts(0)), _parts(w.parts(1)), spread(w.ratios())] for w in warm)
+    yield from table(["", "empty caches, s", "next process, s", "ratio"], rows)
+
+
+def _calls(calls: Overhead | None) -> Iterator[str]:
     if calls:
         yield "\n## Calls\n"
         both, reading = _spent(calls.microseconds), _spent(calls.reading)
         yield f"A compiled program that is handed {calls.leaves:,} arrays, donated, and gives them back: {both}."
         yield f"One that reads them: {reading}."
-    yield from _sections("The networks that esper is tuned on", [m for m in found if m.tuned])
-    yield from _sections("Networks that it is not tuned on", [m for m in found if not m.tuned])
 
 
 def _spent(microseconds: dict[str, float]) -> str:
     return ", ".join(f"{name} {spent:.0f} µs" for name, spent in microseconds.items())
 
 
-def _machines(found: list[Measurement]) -> Iterator[str]:
+def _machines(found: Sequence[Measurement | Seeded | Warm]) -> Iterator[str]:
     told = {", ".join(f"{name} {value}" for name, value in measurement.machine.items()) for measurement in found}
     yield from (f"Measured on: {machine}." for machine in sorted(told))
 
@@ -103,33 +167,38 @@ def _rivals(found: list[Measurement]) -> list[str]:
     return [name for name in _names(found) if name != "esper"]
 
 
-def _ratio_rows(found: list[Measurement], what: str) -> Iterator[list[str]]:
+def _summary(found: list[Measurement]) -> Iterator[list[str]]:
     for measurement in found:
-        ratios = [_mean(measurement.ratios(name, what)) for name in _rivals(found)]
-        name = measurement.workload if measurement.tuned else f"{measurement.workload} *"
-        yield [name, *ratios, _number(measurement.mean("esper", what))]
+        ours = " / ".join(number(measurement.mean("esper", what)) for what in goals.WHAT)
+        theirs = [_pair(mean(measurement.ratios(name, what)) for what in goals.WHAT) for name in _rivals(found)]
+        yield [measurement.workload if measurement.tuned else f"{measurement.workload} *", ours, *theirs]
     for tuned, title in ((True, "geometric mean, tuned on"), (False, "geometric mean, not tuned on (*)")):
         rows = [m for m in found if m.tuned is tuned]
         if len(rows) > 1:
-            yield [title, *(_geometric(rows, name, what) for name in _rivals(found)), ""]
+            yield [title, "", *(_pair(_geometric(rows, name, what) for what in goals.WHAT) for name in _rivals(found))]
+
+
+def _pair(figures: Iterable[str]) -> str:
+    told = list(figures)
+    return NOTHING if set(told) == {NOTHING} else " / ".join(told)
 
 
 def _geometric(rows: list[Measurement], name: str, what: str) -> str:
     found = [statistics.fmean(ratios) for ratios in (m.ratios(name, what) for m in rows) if ratios]
     if not found:
-        return _NOTHING
+        return NOTHING
     of = "" if len(found) == len(rows) else f" (of {len(found)})"
     return f"{math.exp(statistics.fmean(map(math.log, found))):.2f}{of}"
 
 
 def _row(found: Measurement, name: str) -> list[str]:
     outcomes = found.outcomes(name)
-    steps, inferences = (_spelt(found.ratios(name, what)) for what in ("step", "infer"))
+    steps, inferences = (spelt(found.ratios(name, what)) for what in ("step", "infer"))
     return [
         name,
-        _number(found.mean(name, "step")),
+        number(found.mean(name, "step")),
         "" if name == "esper" else steps,
-        _number(found.mean(name, "infer")),
+        number(found.mean(name, "infer")),
         "" if name == "esper" else inferences,
         _first_call(outcomes),
         _memory(found, name, outcomes),
@@ -137,8 +206,11 @@ def _row(found: Measurement, name: str) -> list[str]:
 
 
 def _first_call(outcomes: list[Outcome]) -> str:
-    parts = outcomes[0].first_call if outcomes else {}
-    means = {part: statistics.fmean(o.first_call.get(part, 0.0) for o in outcomes) for part in parts}
+    names = outcomes[0].first_call if outcomes else {}
+    return _parts({name: statistics.fmean(o.first_call.get(name, 0.0) for o in outcomes) for name in names})
+
+
+def _parts(means: dict[str, float]) -> str:
     if len(means) < 2:
         return "".join(f"{seconds:.1f}" for seconds in means.values())
     return f"{sum(means.values()):.1f}: " + ", ".join(f"{part} {seconds:.2f}" for part, seconds in means.items())
@@ -156,25 +228,3 @@ def _remarks(found: Measurement) -> Iterator[str]:
         for remark in dict.fromkeys(o.absent or (o.wrong and f"wrong: {o.wrong}") or o.variant for o in outcomes):
             if remark:
                 yield f"- *{name}*: {remark}."
-
-
-def _spelt(ratios: list[float]) -> str:
-    if not ratios:
-        return _NOTHING
-    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    return f"{each}: **{statistics.fmean(ratios):.2f}**"
-
-
-def _mean(ratios: list[float]) -> str:
-    return f"{statistics.fmean(ratios):.2f}" if ratios else _NOTHING
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else _NOTHING
-
-
-def _table(heads: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"

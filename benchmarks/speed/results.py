@@ -1,4 +1,7 @@
-"""The form of the results: a small JSON file under docs/performance for each workload, from which the page is made."""
+"""The form of the results: a small JSON file under docs/performance for each workload, from which the page is made.
+
+What else is measured has its forms in `costs.py`.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,11 @@ class Outcome:
         """Median of the inferences; NaN without any."""
         return statistics.median(self.infer_ms) if self.infer_ms else math.nan
 
+    @property
+    def first(self) -> float:
+        """Seconds of the first call; NaN where nobody counted."""
+        return sum(self.first_call.values()) if self.first_call else math.nan
+
 
 Run = dict[str, Outcome]
 """Contenders that took turns in one process, by name."""
@@ -94,24 +102,9 @@ class Measurement:
         return [getattr(a, what) / getattr(b, what) for a, b in pairs if a and b and a.counts and b.counts]
 
 
-@dataclass(frozen=True)
-class Overhead:
-    """What it costs to hand many arrays to a compiled program.
-
-    Attributes:
-        leaves: How many arrays.
-        microseconds: Median of a call, by what the arrays are in.
-        reading: Likewise of a call that gives none of them back.
-    """
-
-    leaves: int
-    microseconds: dict[str, float]
-    reading: dict[str, float] = field(default_factory=dict)
-
-
 def save(measurement: Measurement, folder: Path = FOLDER) -> Path:
     """Writes the workload's file."""
-    return _write(folder / f"{measurement.workload}.json", asdict(measurement))
+    return write(folder / f"{measurement.workload}.json", asdict(measurement))
 
 
 def load(path: Path) -> Measurement:
@@ -121,18 +114,8 @@ def load(path: Path) -> Measurement:
     return Measurement(runs=runs, **found)
 
 
-def save_overhead(overhead: Overhead, folder: Path = FOLDER) -> Path:
-    """Writes the file of the calls' overhead."""
-    return _write(folder / "overhead" / "calls.json", asdict(overhead))
-
-
-def load_overhead(folder: Path = FOLDER) -> Overhead | None:
-    """Reads it, if there is one."""
-    path = folder / "overhead" / "calls.json"
-    return Overhead(**json.loads(path.read_text())) if path.exists() else None
-
-
-def _write(path: Path, found: dict[str, Any]) -> Path:
+def write(path: Path, found: dict[str, Any]) -> Path:
+    """Writes a file of results, floats rounded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_rounded(found), indent=1) + "\n")
     return path
