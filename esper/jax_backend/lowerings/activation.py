@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from esper.jax_backend.axes import axis
-from esper.jax_backend.linear import linear
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.promotion import in_float32
 from esper.jax_backend.registry import lowers
 
@@ -39,43 +39,36 @@ def gelu(x, *, approximate="none"):
     return _gelu_tanh(x) if approximate == "tanh" else _gelu(x)
 
 
-@jax.custom_jvp
+def _with_slope(curve):
+    """A function of x, from one that gives value and slope, which are made in one pass where a gradient is wanted.
+
+    The backward keeps the slope alone. Not fenced, XLA would make it there, and take all exponentials again.
+    """
+    both = fenced(curve)
+
+    @jax.custom_jvp
+    def value(x):
+        return curve(x)[0]
+
+    @value.defjvp
+    def jvp(primals, tangents):
+        out, slope = both(*primals)
+        return out, slope * tangents[0]
+
+    return value
+
+
+@_with_slope
 def _gelu(x):
-    return x * _normal_cdf(x)
+    below = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    return x * below, below + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
-@_gelu.defjvp
-def _gelu_jvp(primals, tangents):
-    return _gelu(*primals), linear(_gelu_slope, _again(_gelu_slope), *primals, *tangents)
-
-
-def _gelu_slope(x, t):
-    return t * (_normal_cdf(x) + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
-
-
-def _normal_cdf(x):
-    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
-@jax.custom_jvp
+@_with_slope
 def _gelu_tanh(x):
-    return 0.5 * x * (1 + jnp.tanh(_gelu_inner(x)))
-
-
-@_gelu_tanh.defjvp
-def _gelu_tanh_jvp(primals, tangents):
-    return _gelu_tanh(*primals), linear(_gelu_tanh_slope, _again(_gelu_tanh_slope), *primals, *tangents)
-
-
-def _gelu_tanh_slope(x, t):
     tanh = jnp.tanh(_gelu_inner(x))
     inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    return t * 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner)
-
-
-def _again(slope):
-    """The slope for the backward, computed there: as each keeps its own arrays, XLA would write and read more."""
-    return lambda x, t: slope(jax.lax.optimization_barrier(x), t)
+    return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner)
 
 
 def _gelu_inner(x):

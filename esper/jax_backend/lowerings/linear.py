@@ -10,7 +10,6 @@ from jax import lax
 from esper.errors import RefusedError
 from esper.jax_backend.lowerings.conversion import cast
 from esper.jax_backend.platform.bias import add_bias
-from esper.jax_backend.platform.linear import product
 from esper.jax_backend.platform.precision import PRECISION, accumulator, contract, widen
 from esper.jax_backend.promotion import promote, result_type
 from esper.jax_backend.registry import lowers
@@ -130,7 +129,7 @@ def linear(input, weight, bias=None):
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
     # One 2-D product: on inputs of more dimensions XLA transposes and copies the cotangent for the weight.
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    out = product(rows, weight) if weight.ndim == 2 else contract(rows, weight, ((1,), (0,)))
+    out = contract(rows, weight, ((1,), (weight.ndim - 1,)))
     out = out if bias is None else add_bias(out, bias, out.ndim - bias.ndim)
     return out.astype(input.dtype).reshape(*input.shape[:-1], *weight.shape[:-1])
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from esper.jax_backend.linear import linear
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.platform.precision import contract
 from esper.jax_backend.platform.softmax import softmax
 
@@ -31,6 +32,8 @@ def attend(logits: jax.Array, value: jax.Array, keep: jax.Array | None, p: float
     return _attend(logits, value, keep, p)[0]
 
 
+# Not fenced, the weights would be made again in the backward, exponentials and all, by whatever loop reads them there.
+@partial(fenced, static=(3,))
 def _attend(logits: jax.Array, value: jax.Array, keep: jax.Array | None, p: float) -> tuple[jax.Array, jax.Array]:
     weights = softmax(logits)[0]
     return _product(_dropped(weights, keep, p).astype(value.dtype), value, -1, -2).astype(logits.dtype), weights
@@ -51,6 +54,7 @@ def _tangent(p: float, given: Any, of: Any) -> jax.Array:
     return (by_weights + by_value).astype(out.dtype)
 
 
+@partial(fenced, static=(0,))
 def _transposed(p: float, given: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     weights, value, keep, out = given
     narrow = cotangent.astype(value.dtype)

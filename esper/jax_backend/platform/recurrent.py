@@ -17,7 +17,6 @@ from jax import lax
 
 from esper.jax_backend.linear import linear
 from esper.jax_backend.platform.bias import add_bias
-from esper.jax_backend.platform.linear import weight_gradient
 from esper.jax_backend.platform.precision import contract
 
 State = tuple[jax.Array, ...]
@@ -114,7 +113,7 @@ def _transposed(cell: Cell, reverse: bool, given: Any, cotangents: tuple[jax.Arr
     start, (inputs, products) = lax.scan(step, final, (outs, kept), reverse=not reverse)
     products = inputs if products is None else products
     products, hidden = products.reshape(-1, weight.shape[0]), hidden.reshape(-1, weight.shape[1])
-    of_weight = weight_gradient(products, hidden).astype(weight.dtype)
+    of_weight = contract(products, hidden, ((0,), (0,))).astype(weight.dtype)
     of_bias = None if bias is None else _column_sum(products).astype(bias.dtype)
     return Given(inputs, start, of_weight, of_bias)
 

@@ -7,13 +7,14 @@ or channels last: whichever there are fewer of.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from esper.jax_backend.platform import linear
 from esper.jax_backend.platform.convolution.patches import gather, scatter
 from esper.jax_backend.platform.convolution.spec import Spec
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.platform.precision import contract
 
 
@@ -40,7 +41,7 @@ def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Ar
     taps_last = _fewer_patches(x, outputs, spec)
     patches = _rows(gather(_apart(x, spec.groups), spec, taps_last), spec.groups)
     rows = _rows(_apart(cotangent, spec.groups), spec.groups)
-    matrix = linear.weight_gradient(rows[0], patches[0]) if spec.groups == 1 else _multiply(rows, patches, (1, 1))
+    matrix = _multiply(_turned(rows), patches, (2, 1)) if _turns(rows, patches) else _multiply(rows, patches, (1, 1))
     if taps_last:
         return matrix.reshape(outputs, inputs, *spec.kernel)
     return jnp.moveaxis(matrix.reshape(outputs, *spec.kernel, inputs), -1, 1)
@@ -74,6 +75,17 @@ def _rows(x: jax.Array, groups: int) -> jax.Array:
 def _matrix(weight: jax.Array, groups: int) -> jax.Array:
     """(groups, channels of a group's output, what is behind one)."""
     return weight.reshape(groups, weight.shape[0] // groups, math.prod(weight.shape[1:]))
+
+
+def _turns(rows: jax.Array, patches: jax.Array) -> bool:
+    """Whether it pays to turn the cotangents round first."""
+    count, outputs = rows.shape[1:]
+    return isinstance(count, int) and count >= _MANY and outputs <= patches.shape[-1]
+
+
+# Not fenced, XLA would make it a product of two transposed factors, for which its CPU has no fast way.
+_turned = fenced(partial(jnp.swapaxes, axis1=1, axis2=2))
+_MANY = 512
 
 
 def _multiply(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
