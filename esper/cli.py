@@ -141,6 +141,7 @@ def _grow(asked: argparse.Namespace) -> int:
     _find_user_modules()
     from rich.console import Console
 
+    from esper.allocation import keep_freed_memory
     from esper.caching import caches
     from esper.configs import EsperConfig
     from esper.job import run, steps_of
@@ -148,6 +149,7 @@ def _grow(asked: argparse.Namespace) -> int:
 
     config = EsperConfig.from_yaml(asked.config)
     config.check()
+    keep_freed_memory()
     settings, control = config.logging_settings(), not asked.no_control
     notes = Console(stderr=True)
     bar = not asked.quiet and settings.format == "text"

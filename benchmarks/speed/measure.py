@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.speed.contenders import CONTENDERS, Contender, Unavailable, enter
 from benchmarks.speed.results import Outcome, Run
 from benchmarks.speed.workloads import WORKLOADS, Problem, prepared
+from esper.allocation import keep_freed_memory
 
 TURNS, PER_TURN = 4, 3
 """Turns, and the timed calls of each; one before them is not timed, for threads and caches to change hands."""
@@ -27,7 +28,8 @@ REFERENCE = "eager torch"
 
 
 def one_run(workload: str, names: Iterable[str]) -> Run:
-    """One run of a listed workload."""
+    """One run of a listed workload, in a process that keeps the memory it frees."""
+    keep_freed_memory()
     return measured(prepared(WORKLOADS[workload]), names)
 
 

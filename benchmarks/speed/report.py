@@ -24,9 +24,11 @@ step spends its time in: `python -m benchmarks.speed.profile WORKLOAD`.
 
 All contenders start from the same weights and see the same batch. In each run, a process of its own, they take turns:
 four turns of one call that is not timed and three that are. A time is the median of a run's twelve; figures are means
-over runs. A contender whose first three losses or first logits differ from eager torch's by more than 0.1 % is marked
-wrong and has no time. First calls are those of a train step; what a process imports and sets up at its very first is
-not counted.
+over runs. The processes keep the memory they free (`esper.allocation.keep_freed_memory`, as in the command `esper`):
+with glibc's defaults each step of a large network fetches it from the system again, and all contenders are slower,
+those that are JAX by 5 to 30 %. A contender whose first three losses or first logits differ from eager torch's by more
+than 0.1 % is marked wrong and has no time. First calls are those of a train step; what a process imports and sets up at
+its very first is not counted.
 
 * *esper*: `esper.wrap` (four dormant seeds on every linear and convolution layer), `apply(train=True)`, the
   cross-entropy of `esper.fit` and optax in one jitted step with donated state.

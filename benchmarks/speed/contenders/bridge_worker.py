@@ -22,6 +22,7 @@ from torch import nn
 from benchmarks.speed.contenders.contender import Contender
 from benchmarks.speed.contenders.jitted import adamw, batch, compiled, cross_entropy
 from benchmarks.speed.workloads import WORKLOADS, Problem, prepared
+from esper.allocation import keep_freed_memory
 
 Call = Callable[[Any, tuple[jax.Array, ...]], jax.Array]
 """(arrays by name, inputs) to logits."""
@@ -32,6 +33,7 @@ def main(bridge: str, workload: str, logits: str) -> None:
     # Answers have the old standard output to themselves, whatever libraries print.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    keep_freed_memory()
     try:
         contender = _contender(BRIDGES[bridge], prepared(WORKLOADS[workload]))
         np.save(logits, contender.infer()[0])
