@@ -39,36 +39,40 @@ def gelu(x, *, approximate="none"):
     return _gelu_tanh(x) if approximate == "tanh" else _gelu(x)
 
 
-def _with_slope(curve):
-    """A function of x, from one that gives value and slope, which are made in one pass where a gradient is wanted.
+def _with_slope(value, slope):
+    """A function of x whose slope is made in one pass with its value, where a gradient is wanted.
 
     The backward keeps the slope alone. Not fenced, XLA would make it there, and take all exponentials again.
     """
-    both = fenced(curve)
+    both = fenced(lambda x: (value(x), slope(x)))
+    function = jax.custom_jvp(value)
 
-    @jax.custom_jvp
-    def value(x):
-        return curve(x)[0]
-
-    @value.defjvp
+    @function.defjvp
     def jvp(primals, tangents):
-        out, slope = both(*primals)
-        return out, slope * tangents[0]
+        out, along = both(*primals)
+        return out, along * tangents[0]
 
-    return value
-
-
-@_with_slope
-def _gelu(x):
-    below = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-    return x * below, below + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return function
 
 
-@_with_slope
-def _gelu_tanh(x):
+def _below(x):
+    """The normal distribution's share below x."""
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+_gelu = _with_slope(
+    lambda x: x * _below(x),
+    lambda x: _below(x) + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)),
+)
+
+
+def _gelu_tanh_slope(x):
     tanh = jnp.tanh(_gelu_inner(x))
     inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner)
+    return 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner)
+
+
+_gelu_tanh = _with_slope(lambda x: 0.5 * x * (1 + jnp.tanh(_gelu_inner(x))), _gelu_tanh_slope)
 
 
 def _gelu_inner(x):
