@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -59,20 +60,20 @@ def beside(tree: Tree, others: Any) -> Tree:
     return jax.tree.map(joined, tree)
 
 
-def put(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+def put(array: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     """The array placed, in memory of its own; every process gives the same values.
 
     What `device_put` gives may share memory with what it is given, and be deleted with it by a step that consumes it.
     """
-    own = jnp.copy(array)
-    if sharding.is_fully_addressable or not array.is_fully_addressable or _is_key(array):
+    if isinstance(array, np.ndarray):
+        own = np.array(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype))
+    else:
+        own = jnp.copy(array)
+    is_local = isinstance(own, np.ndarray) or own.is_fully_addressable
+    if sharding.is_fully_addressable or not is_local or jnp.issubdtype(own.dtype, jax.dtypes.prng_key):
         return jax.device_put(own, sharding)
     # `device_put` would have the processes compare every value first.
     return jax.make_array_from_callback(own.shape, sharding, lambda part: own[part])
-
-
-def _is_key(array: jax.Array) -> bool:
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def _concrete(tree: Any) -> list[Any]:

@@ -82,8 +82,8 @@ def placement_of(model: MorphableModel) -> Placement:
 def place_batch(batch: Batch, model: MorphableModel) -> Batch:
     """A batch, arrays with the examples first, split over the devices of a sharded model.
 
-    Needless for results: a step splits whatever it is given. It saves the copy through one device. Every process gives
-    the whole batch.
+    Needless for results: a step splits whatever it is given. Of numpy's arrays each device gets its part only, where a
+    step would take them through one device. Every process gives the whole batch.
 
     Raises:
         ShardingError: The model is not sharded.
@@ -91,7 +91,7 @@ def place_batch(batch: Batch, model: MorphableModel) -> Batch:
     placement = placement_of(model)
 
     def placed(leaf: Any) -> jax.Array:
-        array = jnp.asarray(leaf)
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         return put(array, placement.batches(array.shape[0] if array.ndim else 1))
 
     return jax.tree.map(placed, batch)
