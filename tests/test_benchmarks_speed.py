@@ -102,9 +102,9 @@ def test_goals_are_judged_run_by_run_by_the_best_rival_that_counts():
     assert ratios["train step: torchax / esper"] == [10.0]
     assert ratios["first call: esper / torchax"] == [0.1]
     assert ratios["peak memory of the compiled step: esper / best hand-written JAX"] == [1.0, 1.0]
-    assert by_title["train step: torchax / esper"].row()[2:] == ["gpt 10.00 >= 1.15", "yes; 5 not measured"]
+    assert by_title["train step: torchax / esper"].row()[2:] == ["gpt 10.000 >= 1.15", "yes; 5 not measured"]
     missed = by_title["train step: esper / best hand-written JAX, tuned on"]
-    assert missed.row()[1:] == ["<= 1.05", "**gpt 2.00 (2.00-2.00)**", "0 of 1; 6 not measured"]
+    assert missed.row()[1:] == ["<= 1.05", "**gpt 2.000 (2.000-2.000)**", "0 of 1; 6 not measured"]
     assert by_title["train step: esper / best hand-written JAX, not tuned on"].row()[3] == "not measured"
 
 

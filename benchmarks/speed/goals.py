@@ -16,6 +16,8 @@ from benchmarks.speed.workloads import WORKLOADS
 
 HAND = ("hand-tuned JAX", "idiomatic JAX")
 TORCH = ("eager torch", "torch.compile")
+DIGITS = 3
+"""Decimals, so that what misses a bound is seen to."""
 WHAT = {"step": "train step", "infer": "inference"}
 TUNED = tuple(name for name, workload in WORKLOADS.items() if workload.tuned)
 OTHERS = tuple(name for name in WORKLOADS if name not in TUNED)
@@ -47,13 +49,11 @@ class Goal:
         title: Of what by what.
         figures: Of each place.
         rises: Whether means are to be above their bounds, not below.
-        digits: Decimals that matter.
     """
 
     title: str
     figures: list[Figure]
     rises: bool = False
-    digits: int = 2
 
     def met(self, figure: Figure) -> bool:
         """Whether what is measured there reaches its bound."""
@@ -73,7 +73,7 @@ class Goal:
         return [self.title, f"{sign} {bounds.pop():g}" if len(bounds) == 1 else "", "<br>".join(told), verdict]
 
     def _told(self, figure: Figure, bound: str) -> str:
-        told = f"{figure.place} {spread(figure.ratios, self.digits)}{bound}"
+        told = f"{figure.place} {spread(figure.ratios, DIGITS)}{bound}"
         return told if self.met(figure) else f"**{told}**"
 
 
@@ -123,9 +123,9 @@ def costs(seeded: Sequence[Seeded], warm: Sequence[Warm]) -> Iterator[Goal]:
         figures = [
             Figure(name, by_name[name].ratios("dormant", what) if name in by_name else [], 1.01) for name in LAYERS
         ]
-        yield Goal(f"{title}: {SEEDS} dormant seeds on every layer / none", figures, digits=3)
+        yield Goal(f"{title}: {SEEDS} dormant seeds on every layer / none", figures)
     figures = [Figure(name, by_name[name].overspent() if name in by_name else [], 1.1) for name in LAYERS]
-    yield Goal(f"train step with an active seed of rank {RANK}: ratio of times / of FLOPs", figures, digits=3)
+    yield Goal(f"train step with an active seed of rank {RANK}: ratio of times / of FLOPs", figures)
 
 
 def faster(found: Measurement | None, rivals: Sequence[str], what: str, upside_down: bool = False) -> list[float]:
