@@ -15,6 +15,7 @@ from esper.jax_backend.devices import whole
 from esper.jax_backend.interchange import adopt, constants, wide
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import is_lowered
+from esper.jax_backend.remat import NOTHING, Remat
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.source import Structure
 from esper.parity import Agreement, compare, tolerance
@@ -36,6 +37,8 @@ def wrap(
     *,
     example_inputs: Any = None,
     reserve: Reserve | None = None,
+    remat: Sequence[Target] | Target | bool = False,
+    remat_policy: str = NOTHING,
 ) -> MorphableModel:
     """A PyTorch module as an immutable JAX pytree whose forward is one XLA program.
 
@@ -50,17 +53,24 @@ def wrap(
         seeds_per_layer: Growth slots of each of them, >= 0.
         cache_size_mb: Budget for trained kernels that are kept on the device, in MiB, >= 0; 0 keeps none.
         example_inputs: A tuple of arguments, a dict of keyword arguments, or one tensor: traces now, and
-            reports everything that cannot be lowered now.
+            reports everything that cannot be lowered now. Tensors that the forward takes from elsewhere than the
+            module are then arguments of compiled programs; found while one is compiled, they are copied into it.
         reserve: Kernels whose arrays stand ready in dormant seeds, so that to germinate them is data only: by layer
             name, glob over names or kind of layer, a blueprint, a pair of a blueprint and its options, or a sequence
             of these, one for each seed. Recipes that need the layer's shapes need `example_inputs` too.
+        remat: The blocks whose insides a backward computes again instead of keeping them, which takes time and saves
+            memory: as `target_layers`, where a list of modules stands for its members. True: what is repeated in the
+            model's lists and sequences.
+        remat_policy: What of them is kept all the same, by its name in `jax.checkpoint_policies`: "nothing_saveable",
+            "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable".
 
     Returns:
         The model, in the state of the module.
 
     Raises:
         WrapError: `module` is no module, or holds what cannot be copied.
-        TargetError: An explicit target, or an entry of `reserve`, matches nothing.
+        TargetError: An explicit target, or an entry of `reserve` or `remat`, matches nothing.
+        ArgumentError: No `remat_policy` of that name.
         PrecisionError: A 64-bit value that does not fit while JAX's 64-bit mode is off.
 
     Example:
@@ -70,11 +80,12 @@ def wrap(
         torch.Size([5, 2])
     """
     from esper.torch_frontend.arrays import say_narrowed
+    from esper.torch_frontend.repeated import find_blocks
     from esper.torch_frontend.source import TorchSource
     from esper.torch_frontend.targets import describe, find_layers
 
     _check_arguments(module, seeds_per_layer, cache_size_mb)
-    layers = find_layers(module, target_layers)
+    layers, again = find_layers(module, target_layers), Remat(frozenset(find_blocks(module, remat)), remat_policy)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     source = TorchSource(module, supported=is_lowered, layers=tuple(layers), wide=wide())
     arrays = {name: adopt(source, tensor, name) for name, tensor in tensors.items()}
@@ -91,6 +102,7 @@ def wrap(
             sites=tuple(describe(name, layer) for name, layer in layers.items()),
             seeds_per_layer=seeds_per_layer,
             cache=KernelCache(cache_size_mb << 20),
+            remat=again if again.blocks else None,
         ),
     )
     if example_inputs is not None:

@@ -15,6 +15,7 @@ from esper.jax_backend import layout
 from esper.jax_backend.layout import ChannelsLast, Value, in_torch_order
 from esper.jax_backend.promotion import dtype_of
 from esper.jax_backend.registry import check_lowered, draws, lowering, may_draw
+from esper.jax_backend.remat import NOTHING, Remat, rematerialised
 from esper.program import DType, Node, Program, Ref
 
 Grafts = Mapping[str, Callable[..., Value]]
@@ -29,6 +30,7 @@ def evaluate(
     *,
     constants: Mapping[str, jax.Array] | None = None,
     grafts: Grafts | None = None,
+    remat: Remat | None = None,
 ) -> tuple[list[Any], dict[str, jax.Array]]:
     """Runs `program`.
 
@@ -40,6 +42,7 @@ def evaluate(
         key: Needed if the Program draws random numbers; each drawing node folds its own place into it.
         constants: Lifted constants by name.
         grafts: For each layer with kernels, a function of the layer's (output, input, key).
+        remat: The blocks whose insides a backward computes again.
 
     Returns:
         The outputs in leaf order (`program.out_tree` is their structure), and all buffers, updated, with those
@@ -51,7 +54,7 @@ def evaluate(
     """
     check_lowered(program)
     check_key(program, key)
-    return _evaluate(program, params, buffers, inputs, key, constants or {}, grafts or {})
+    return _evaluate(program, params, buffers, inputs, key, constants or {}, grafts or {}, remat)
 
 
 def _evaluate(
@@ -62,15 +65,16 @@ def _evaluate(
     key: jax.Array | None,
     constants: Mapping[str, jax.Array],
     grafts: Grafts,
+    remat: Remat | None = None,
 ) -> tuple[list[Any], dict[str, jax.Array]]:
     values = _start(program, params, buffers, inputs, constants)
-    steps = _steps(program)
-    last_use = _last_uses(program, steps)
+    steps = list(_steps(program, remat))
+    last_use = _last_uses(program, [step for step, _ in steps])
     keys = _keys(key)
-    for step, dead in zip(steps, last_use, strict=True):
+    for (step, policy), dead in zip(steps, last_use, strict=True):
         extras = [_extra(node, keys, grafts) for node in step]
-        if step[0].region:
-            values |= _run_region(step, extras, values, dead)
+        if policy:
+            values |= _run_region(step, extras, values, dead, policy)
         else:
             _run(step[0], extras[0], values)
         for name in dead:
@@ -124,22 +128,31 @@ def _keys(key: jax.Array | None) -> tuple[Iterator[jax.Array | None], Iterator[j
     return (jax.random.fold_in(key, i) for i in count()), (jax.random.fold_in(kernels, i) for i in count())
 
 
-def _steps(program: Program) -> list[list[Node]]:
-    """The nodes one by one, those of a region together."""
-    steps: list[list[Node]] = []
-    for region, nodes in groupby(program.nodes, lambda node: node.region):
+def _steps(program: Program, remat: Remat | None) -> Iterator[tuple[list[Node], str]]:
+    """The nodes one by one, with ""; those of a block or region together, with the policy of what a backward keeps."""
+
+    def place(node: Node) -> tuple[str, str]:  # of nested ones the outermost
+        block = remat.block(node.scope) if remat else ""
+        return block, "" if block else node.region
+
+    for (block, region), nodes in groupby(program.nodes, place):
         found = list(nodes)
-        steps += [found] if region else [[node] for node in found]
-    return steps
+        if block or region:
+            yield found, remat.policy if remat and block else NOTHING
+        else:
+            yield from (([node], "") for node in found)
 
 
 def _run_region(
-    nodes: Sequence[Node], extras: Sequence[dict[str, Any]], values: Mapping[str, Any], dead: Collection[str]
+    nodes: Sequence[Node],
+    extras: Sequence[dict[str, Any]],
+    values: Mapping[str, Any],
+    dead: Collection[str],
+    policy: str,
 ) -> dict[str, Any]:
     """What a region makes for later nodes; its backward computes the rest again. Keys come from outside of it."""
     static: dict[str, Any] = {}
 
-    @jax.checkpoint
     def run() -> dict[str, jax.Array | ChannelsLast]:
         held = dict(values)
         for node, extra in zip(nodes, extras, strict=True):
@@ -149,7 +162,7 @@ def _run_region(
         static.update({name: value for name, value in made.items() if not isinstance(value, arrays)})
         return {name: value for name, value in made.items() if name not in static}
 
-    return {**run(), **static}
+    return {**rematerialised(run, policy)(), **static}
 
 
 def _extra(node: Node, keys: tuple[Iterator[Any], Iterator[Any]], grafts: Grafts) -> dict[str, Any]:

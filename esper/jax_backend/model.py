@@ -221,6 +221,7 @@ def _run(
         key,
         constants={**model.constants, **late_constants},
         grafts=_grafts(model, program.train),
+        remat=model.structure.remat,
     )
     state = {spec.target: state[spec.target] for spec in program.outputs if spec.kind != "user"}
     if placement is not None:

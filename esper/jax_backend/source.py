@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from esper.jax_backend.cache import KernelCache
+from esper.jax_backend.remat import Remat
 from esper.program import LayerSite, Program, Signature, TensorType
 
 GRAFT = "esper.graft.default"
@@ -142,6 +143,7 @@ class Structure:
             changes how soon a kernel is found and never what is computed, so it takes no part in equality.
         shadow: Whether this is the isolation pass, which moves no buffers.
         placement: Where the arrays lie on several devices; None: on one.
+        remat: The blocks whose insides a backward computes again; None: it keeps them all.
     """
 
     source: ModuleSource
@@ -151,6 +153,7 @@ class Structure:
     seeds_per_layer: int = 4
     shadow: bool = False
     placement: Placement | None = None
+    remat: Remat | None = None
 
     def row(self, layer: str) -> int:
         """The layer's row in the seed state."""
@@ -172,7 +175,7 @@ class Structure:
             and self.source is other.source
             and self.kernels == other.kernels
             and (self.sites, self.seeds_per_layer, self.shadow) == (other.sites, other.seeds_per_layer, other.shadow)
-            and self.placement == other.placement
+            and (self.placement, self.remat) == (other.placement, other.remat)
         )
 
     def __hash__(self) -> int:

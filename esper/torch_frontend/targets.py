@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -53,12 +53,7 @@ def find_layers(module: nn.Module, targets: Sequence[Target] | Target | None) ->
     named = dict(module.named_modules())
     if targets is None:
         return {name: layer for name, layer in named.items() if _is_default(layer)}
-    wanted = [targets] if isinstance(targets, type | str) or callable(targets) else list(targets)
-    matched = {place: {n for n, layer in named.items() if _matches(t, n, layer)} for place, t in enumerate(wanted)}
-    idle = [_show(wanted[place]) for place, names in matched.items() if not names]
-    if idle:
-        raise TargetError(f"target_layers: nothing matches {', '.join(idle)}; {_present(named.values())}")
-    chosen = set().union(*matched.values())
+    chosen = matching(named, targets, "target_layers")
     scripts = [name or "(root)" for name in chosen if isinstance(named[name], jit.ScriptModule)]
     if scripts:
         raise TargetError(
@@ -66,6 +61,31 @@ def find_layers(module: nn.Module, targets: Sequence[Target] | Target | None) ->
             "leave it out, or put the module itself there"
         )
     return {name: layer for name, layer in named.items() if name in chosen}
+
+
+def matching(named: Mapping[str, nn.Module], targets: Sequence[Target] | Target, option: str) -> set[str]:
+    """The names that any target means.
+
+    Args:
+        named: The modules there are, by dotted path.
+        targets: As for `find_layers`.
+        option: What the user calls them, for errors.
+
+    Raises:
+        TargetError: A target matches nothing, or is none.
+    """
+    wanted = [targets] if isinstance(targets, type | str) or callable(targets) else list(targets)
+    matched = [{name for name, layer in named.items() if _matches(target, name, layer, option)} for target in wanted]
+    idle = [_show(target) for target, names in zip(wanted, matched, strict=True) if not names]
+    if idle:
+        raise TargetError(f"{option}: nothing matches {', '.join(idle)}; {present(named.values())}")
+    return set().union(*matched)
+
+
+def present(modules: Iterable[nn.Module]) -> str:
+    """What kinds of modules there are, for errors."""
+    counts = Counter(type(module).__name__ for module in modules)
+    return "the model has: " + ", ".join(f"{kind} ({n})" for kind, n in sorted(counts.items()))
 
 
 def describe(name: str, layer: nn.Module) -> LayerSite:
@@ -90,25 +110,20 @@ def _is_default(layer: nn.Module) -> bool:
     return (type(layer).forward.__module__ or "").startswith("torch.nn.modules")
 
 
-def _matches(target: Target, name: str, layer: nn.Module) -> bool:
+def _matches(target: Target, name: str, layer: nn.Module, option: str) -> bool:
     if isinstance(target, type):
         if not issubclass(target, nn.Module):
-            raise TargetError(f"target_layers: {target.__name__} is no nn.Module class")
+            raise TargetError(f"{option}: {target.__name__} is no nn.Module class")
         return isinstance(layer, target) and not (target in DEFAULT and not _is_default(layer))
     if isinstance(target, str):
         return name == target or fnmatchcase(name, target)
     if callable(target):
         return bool(target(name, layer))
-    raise TargetError(f"target_layers: {target!r} is neither a type, a name, a glob nor a predicate")
+    raise TargetError(f"{option}: {target!r} is neither a type, a name, a glob nor a predicate")
 
 
 def _show(target: Target) -> str:
     return target.__name__ if isinstance(target, type) else repr(target)
-
-
-def _present(layers: Iterable[nn.Module]) -> str:
-    counts = Counter(type(layer).__name__ for layer in layers)
-    return "the model has: " + ", ".join(f"{kind} ({n})" for kind, n in sorted(counts.items()))
 
 
 def _plain(value: Any) -> Any:
