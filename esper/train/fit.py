@@ -23,6 +23,7 @@ from esper.growth.schedule import schedule
 from esper.growth.tamiyo import Tamiyo
 from esper.growth.verbs import cull
 from esper.jax_backend.devices import is_spread
+from esper.jax_backend.interchange import constants
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
 from esper.train.books import Books, Callback
@@ -166,6 +167,8 @@ def fit(
         model = resume.state.model if resume else model
         stream = Stream(epochs, source, *((resume.epoch, resume.index) if resume else ()))
         _check_batch(minimised, model, stream.peek(), held)
+        if resume is None:  # what its captures close over: an argument of every step, where it was a part of each
+            model = model.replace(constants=dict(constants(source)))
         chosen = policy or (Tamiyo(growth) if growth.policy != "none" else None)
         course = Course(
             learner=learner,
