@@ -58,7 +58,7 @@ lint: setup  ## ruff and the floors of the architecture
 types: setup  ## pyright
 	$(BIN)/pyright
 
-bench: setup  ## time esper beside eager torch, torch.compile and JAX by hand, and docs/performance.md (about two hours)
+bench: setup  ## time esper beside eager torch, torch.compile and JAX by hand, and docs/performance.md (about three hours)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python benchmarks/reserve.py
 
