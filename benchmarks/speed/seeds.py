@@ -84,7 +84,8 @@ class _Step:
         self.stepping: list[float] = []
 
     def compile(self) -> None:
-        """Once more."""
+        """Once more, from nothing: JAX would otherwise hand out what it compiled before."""
+        jax.clear_caches()
         lowered = jax.jit(self.train, donate_argnums=(0, 1)).lower(*self.state, *self.batch)
         self.text = lowered.as_text()
         self.program, seconds = timed(lowered.compile)
