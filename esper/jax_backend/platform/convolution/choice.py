@@ -56,14 +56,14 @@ def input_gradient(spec: Spec, group: Group) -> Formulation:
 
 
 def weight_gradient(spec: Spec, group: Group) -> Formulation:
-    """XLA's own formulation is good where the maps are small."""
+    """XLA's own formulation is good where the maps are small or have one dimension."""
     if _few_groups(spec, group):
         return by_group(weight_gradient(spec._replace(groups=1), group), (-1, -1), 0)
     how = _plain(spec, group, spec.space)
     if how is winograd and math.prod(spec.results) < _TILED:
         how = canonical
     large = _fixed((group.batch, *spec.results)) and math.prod(spec.results) > _MANY
-    if large and how not in (depthwise, winograd) and not _no_overlap(spec):
+    if large and spec.rank > 1 and how not in (depthwise, winograd) and not _no_overlap(spec):
         return chunks.weight_gradient
     return how.weight_gradient
 
