@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.evidence.plots import drawn
 from benchmarks.evidence.results import FOLDER, Arm, Benchmark, load, spelt
+from benchmarks.markdown import table
 
 PAGE = FOLDER.parent / "evidence.md"
 
@@ -41,7 +42,7 @@ def _lines(found: list[Benchmark], folder: Path) -> Iterator[str]:
     rows = (
         [b.name, c.claim, c.target, c.measured, "met" if c.met else "**missed**", _sentence(c.why)] for b, c in claims
     )
-    yield from _table(["", "claim", "target", "measured", "", "why, or what to know"], rows)
+    yield from table(["", "claim", "target", "measured", "", "why, or what to know"], rows)
     for benchmark in found:
         yield from _section(benchmark, folder)
 
@@ -57,13 +58,13 @@ def _section(benchmark: Benchmark, folder: Path) -> Iterator[str]:
     yield ""
     digits = 2 if "%" in benchmark.metric else 3
     heads = ["arm", f"test {benchmark.metric}", "validation", "GFLOPs", "parameters", "steps", "rate (tried)"]
-    yield from _table(heads, (_row(arm, digits) for arm in benchmark.arms))
+    yield from table(heads, (_row(arm, digits) for arm in benchmark.arms))
     yield ""
     yield from (f"- *{arm.name}*: {arm.about}" for arm in benchmark.arms if not _is_elsewhere(arm))
     growing = [arm for arm in benchmark.arms if any(run.events for run in arm.runs)]
     if growing:
         yield "\nWhat grew, key by key:\n"
-        yield from _table(["arm", "key", "events", f"test {benchmark.metric}"], _histories(growing, digits))
+        yield from table(["arm", "key", "events", f"test {benchmark.metric}"], _histories(growing, digits))
         yield from _spendings(growing)
     yield from _notes(benchmark)
 
@@ -107,13 +108,6 @@ def _spendings(arms: list[Arm]) -> Iterator[str]:
         told = ", ".join(f"{name.removesuffix(' share')} {100 * arm.mean(name):.1f} %" for name in known)
         if told:
             yield f"\nFLOPs of *{arm.name}*: {told} (of which culled kernels are part of the others)."
-
-
-def _table(heads: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
 def _sentence(words: str) -> str:

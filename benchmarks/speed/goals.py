@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.markdown import table
 from benchmarks.speed.costs import Seeded, Warm
 from benchmarks.speed.results import Measurement, Outcome, Run
 from benchmarks.speed.seeds import LAYERS, RANK, SEEDS
-from benchmarks.speed.tables import spread, table
+from benchmarks.speed.tables import spread
 from benchmarks.speed.warm import LISTED
 from benchmarks.speed.workloads import WORKLOADS
 

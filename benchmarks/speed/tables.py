@@ -1,20 +1,11 @@
-"""Tables and figures as the page has them."""
+"""Figures as the page has them."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator
 
 NOTHING = "-"
-
-
-def table(heads: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    """Lines of Markdown."""
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
 def number(value: float) -> str:
