@@ -191,6 +191,18 @@ def test_tiles_of_many_images_are_taken_in_parts(monkeypatch):
     close(winograd.convolve(x, w, spec=spec), canonical.convolve(x, w, spec=spec))
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf], ids=str)
+@pytest.mark.parametrize("place", [(5, 5), (4, 5), (0, 6), (11, 10)], ids=str)
+def test_what_is_not_finite_goes_where_it_goes_in_torch(place, value):
+    spec, x, w, _ = problem((12, 11), (4, 5, 1), pads=(1, 1), last=True, batch=2)
+    x = x.at[0, *place].set(value)
+    found = winograd.convolve(x, w, spec=spec)
+    wanted = torch.nn.functional.conv2d(
+        *(torch.from_numpy(np.array(each)) for each in (x.transpose(0, 3, 1, 2), w)), padding=1
+    )
+    np.testing.assert_array_equal(np.isfinite(found), torch.isfinite(wanted).movedim(1, -1).numpy())
+
+
 def test_tiles_lose_no_more_than_sums_in_another_order():
     """A layer for which they are chosen, against float64."""
     spec, x, w, ct = problem((32, 32), (32, 32, 1), pads=(1, 1), last=True, batch=16)

@@ -7,15 +7,16 @@ or channels last: whichever there are fewer of.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from esper.jax_backend.platform.convolution.patches import gather, scatter
 from esper.jax_backend.platform.convolution.spec import Spec
-from esper.jax_backend.platform.fence import fenced
+from esper.jax_backend.platform.fence import turned
 from esper.jax_backend.platform.precision import contract
+
+_MANY = 512  # outputs, from which on it pays to turn their cotangents
 
 
 def convolve(x: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
@@ -41,7 +42,7 @@ def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Ar
     taps_last = _fewer_patches(x, outputs, spec)
     patches = _rows(gather(_apart(x, spec.groups), spec, taps_last), spec.groups)
     rows = _rows(_apart(cotangent, spec.groups), spec.groups)
-    matrix = _multiply(_turned(rows), patches, (2, 1)) if _turns(rows, patches) else _multiply(rows, patches, (1, 1))
+    matrix = _multiply(turned(rows), patches, (2, 1)) if _turns(rows, patches) else _multiply(rows, patches, (1, 1))
     if taps_last:
         return matrix.reshape(outputs, inputs, *spec.kernel)
     return jnp.moveaxis(matrix.reshape(outputs, *spec.kernel, inputs), -1, 1)
@@ -81,11 +82,6 @@ def _turns(rows: jax.Array, patches: jax.Array) -> bool:
     """Whether it pays to turn the cotangents round first."""
     count, outputs = rows.shape[1:]
     return isinstance(count, int) and count >= _MANY and outputs <= patches.shape[-1]
-
-
-# Not fenced, XLA would make it a product of two transposed factors, for which its CPU has no fast way.
-_turned = fenced(partial(jnp.swapaxes, axis1=1, axis2=2))
-_MANY = 512
 
 
 def _multiply(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:

@@ -2,7 +2,8 @@
 
 Every tile of 4x4 inputs makes 2x2 outputs by 16 products instead of 36. Tiles, weights and outputs are brought into
 the form in which those are products of matrices, and back, by additions, subtractions and halves alone, so that little
-is lost in rounding: about as much as a sum in another order.
+is lost in rounding: about as much as a sum in another order. An input takes part in those outputs alone whose window
+sees it, so a NaN goes where it goes in torch; an infinity there may come out as NaN.
 
 A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; the names of the matrices are theirs.
 """
@@ -19,7 +20,7 @@ from jax import lax
 
 from esper.jax_backend.platform.convolution.patches import pad
 from esper.jax_backend.platform.convolution.spec import Spec
-from esper.jax_backend.platform.fence import fenced
+from esper.jax_backend.platform.fence import fenced, turned
 from esper.jax_backend.platform.precision import contract
 
 _POINTS = 16
@@ -91,7 +92,7 @@ def _sums(x: jax.Array, cotangent: jax.Array, spec: Spec) -> jax.Array:
         of_rows, of_columns = a[:, point // 4], a[:, point % 4]
         halves = [of_rows[0] * whole[:, :, 0, :, q] + of_rows[1] * whole[:, :, 1, :, q] for q in range(2)]
         dm = (of_columns[0] * halves[0] + of_columns[1] * halves[1]).reshape(-1, outputs)
-        product = contract(_turned(dm), _tile(padded, point, spec), ((1,), (0,)))
+        product = contract(turned(dm), _tile(padded, point, spec), ((1,), (0,)))
         return lax.dynamic_update_index_in_dim(du, product, point, 0)
 
     du = lax.fori_loop(0, _POINTS, add, jnp.zeros((_POINTS, outputs, inputs), x.dtype))
@@ -102,8 +103,6 @@ def _sums(x: jax.Array, cotangent: jax.Array, spec: Spec) -> jax.Array:
 # XLA compiles what is fenced once for all layers of a shape.
 _convolve = fenced(_whole, static=(2, 3))
 _weight_gradient = fenced(_sums, static=(2,))
-# Not fenced, XLA would make it a product with a transposed factor, which takes it half as long again.
-_turned = fenced(jnp.transpose)
 
 
 def _padded(x: jax.Array, spec: Spec) -> jax.Array:
