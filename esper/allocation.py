@@ -1,7 +1,7 @@
 """How the process's allocator treats memory that is freed: by default it goes back to the system at once.
 
 A compiled step asks for all of its temporary memory anew every time. Where it comes from the system, each page of it is
-mapped and filled with zeros first: on a CPU a tenth to a quarter of a step.
+mapped and filled with zeros first: 2 to 29 % of a train step in six networks on a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     once was, and all of its threads allocate from one place.
 
     Returns:
-        Whether it took effect: only glibc's allocator is known here, and another may have taken its place.
+        Whether glibc's allocator took it; one that was loaded in its place is not asked.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

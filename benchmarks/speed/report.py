@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.markdown import table
 from benchmarks.speed import goals
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.costs import Overhead, Seeded, Warm, load_overhead, load_seeded, load_warm
 from benchmarks.speed.results import FOLDER, Measurement, Outcome, load
-from benchmarks.speed.tables import NOTHING, mean, number, spelt, spread, table
+from benchmarks.speed.tables import NOTHING, mean, number, spelt, spread
 from benchmarks.speed.workloads import WORKLOADS
 
 PAGE = FOLDER.parent / "performance.md"
@@ -25,10 +26,10 @@ step spends its time in: `python -m benchmarks.speed.profile WORKLOAD`.
 All contenders start from the same weights and see the same batch. In each run, a process of its own, they take turns:
 four turns of one call that is not timed and three that are. A time is the median of a run's twelve; figures are means
 over runs. The processes keep the memory they free (`esper.allocation.keep_freed_memory`, as in the command `esper`):
-with glibc's defaults each step of a large network fetches it from the system again, and all contenders are slower,
-those that are JAX by 5 to 30 %. A contender whose first three losses or first logits differ from eager torch's by more
-than 0.1 % is marked wrong and has no time. First calls are those of a train step; what a process imports and sets up at
-its very first is not counted.
+with glibc's defaults each step of a large network fetches it from the system again, which cost esper 2 to 29 % of a
+train step in six of these networks. A contender whose first three losses or first logits differ from eager torch's by
+more than 0.1 % is marked wrong and has no time. First calls are those of a train step; what a process imports and sets
+up at its very first is not counted.
 
 * *esper*: `esper.wrap` (four dormant seeds on every linear and convolution layer), `apply(train=True)`, the
   cross-entropy of `esper.fit` and optax in one jitted step with donated state.
