@@ -91,9 +91,10 @@ def test_a_batch_size_is_traced_and_compiled_once(convert, train):
     for batch in batches:
         model.apply(batch, train=train, key=KEY)
     traces = model.structure.source.traces
+    keys = [jax.random.key(turn) for turn in range(4)]  # in a long process JAX may compile this anew
     with counting_compiles() as counter:
-        for turn, batch in enumerate(batches * 2):
-            _, model = model.apply(batch, train=train, key=jax.random.key(turn))
+        for batch, key in zip(batches * 2, keys, strict=True):
+            _, model = model.apply(batch, train=train, key=key)
         assert counter.take().programs == ()
     assert model.structure.source.traces == traces == 1
 
