@@ -39,6 +39,7 @@ def wrap(
     reserve: Reserve | None = None,
     remat: Sequence[Target] | Target | bool = False,
     remat_policy: str = NOTHING,
+    share_blocks: bool = True,
 ) -> MorphableModel:
     """A PyTorch module as an immutable JAX pytree whose forward is one XLA program.
 
@@ -63,6 +64,8 @@ def wrap(
             model's lists and sequences.
         remat_policy: What of them is kept all the same, by its name in `jax.checkpoint_policies`: "nothing_saveable",
             "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable".
+        share_blocks: Whether calls of equal submodules, such as the layers of a transformer, are traced,
+            differentiated and lowered once and not each for itself. No result depends on it but in the last bits.
 
     Returns:
         The model, in the state of the module.
@@ -103,6 +106,7 @@ def wrap(
             seeds_per_layer=seeds_per_layer,
             cache=KernelCache(cache_size_mb << 20),
             remat=again if again.blocks else None,
+            share_blocks=share_blocks,
         ),
     )
     if example_inputs is not None:

@@ -18,7 +18,7 @@ from esper.growth.rows import check_served
 from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import Structure
-from esper.program import LayerSite, Program
+from esper.program import GRAFT, LayerSite, Program
 
 StatisticsLoss = Callable[..., jax.Array]
 """A `BatchLoss`, from a model and a batch to the batch's mean loss; or, for a pass with a key, of a key too."""
@@ -170,7 +170,7 @@ def _check_reached(loss: StatisticsLoss, model: MorphableModel, batches: Any, ke
 def _marks(program: Program, inside: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """Every call of a layer, and the operators in whose bodies it stands."""
     for node in program.nodes:
-        if node.op == "esper.graft.default":
+        if node.op == GRAFT:
             yield node.args[2], inside
         for body in node.bodies():
             yield from _marks(body, (*inside, node.op))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from itertools import count, groupby, repeat
+from itertools import count
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ from esper.jax_backend import layout
 from esper.jax_backend.layout import ChannelsLast, Value, in_torch_order
 from esper.jax_backend.promotion import dtype_of
 from esper.jax_backend.registry import check_lowered, draws, lowering, may_draw
-from esper.jax_backend.remat import NOTHING, Remat, rematerialised
-from esper.program import DType, Node, Program, Ref
+from esper.jax_backend.remat import Remat, rematerialised
+from esper.jax_backend.steps import last_uses, steps
+from esper.program import Block, DType, Node, Occurrence, Program, Ref, Static
 
 Grafts = Mapping[str, Callable[..., Value]]
+_ARRAYS = (jax.Array, ChannelsLast)
 
 
 def evaluate(
@@ -31,6 +34,7 @@ def evaluate(
     constants: Mapping[str, jax.Array] | None = None,
     grafts: Grafts | None = None,
     remat: Remat | None = None,
+    share_blocks: bool = True,
 ) -> tuple[list[Any], dict[str, jax.Array]]:
     """Runs `program`.
 
@@ -43,6 +47,7 @@ def evaluate(
         constants: Lifted constants by name.
         grafts: For each layer with kernels, a function of the layer's (output, input, key).
         remat: The blocks whose insides a backward computes again.
+        share_blocks: Whether equal blocks are traced, differentiated and lowered once.
 
     Returns:
         The outputs in leaf order (`program.out_tree` is their structure), and all buffers, updated, with those
@@ -54,7 +59,7 @@ def evaluate(
     """
     check_lowered(program)
     check_key(program, key)
-    return _evaluate(program, params, buffers, inputs, key, constants or {}, grafts or {}, remat)
+    return _evaluate(program, params, buffers, inputs, key, constants or {}, grafts or {}, remat, share_blocks)
 
 
 def _evaluate(
@@ -66,17 +71,19 @@ def _evaluate(
     constants: Mapping[str, jax.Array],
     grafts: Grafts,
     remat: Remat | None = None,
+    share_blocks: bool = True,
 ) -> tuple[list[Any], dict[str, jax.Array]]:
     values = _start(program, params, buffers, inputs, constants)
-    steps = list(_steps(program, remat))
-    last_use = _last_uses(program, [step for step, _ in steps])
-    keys = _keys(key)
-    for (step, policy), dead in zip(steps, last_use, strict=True):
-        extras = [_extra(node, keys, grafts) for node in step]
-        if policy:
-            values |= _run_region(step, extras, values, dead, policy)
+    found = steps(program, remat, grafts.keys(), share_blocks)
+    keys = _Keys(key)
+    for step, dead in zip(found, last_uses(program, found), strict=True):
+        extras = [_extra(node, keys.draw, keys.join, grafts) for node in step.nodes]
+        if step.repeats:
+            _run_repeated(step.repeats, extras, values)
+        elif step.policy:
+            values |= _run_region(step.nodes, extras, values, dead, step.policy)
         else:
-            _run(step[0], extras[0], values)
+            _run(step.nodes[0], extras[0], values)
         for name in dead:
             values.pop(name, None)  # long chains of dead intermediates would otherwise live until the end
     outputs, updated = [], dict(buffers)
@@ -120,27 +127,23 @@ def _start(
     return values
 
 
-def _keys(key: jax.Array | None) -> tuple[Iterator[jax.Array | None], Iterator[jax.Array | None]]:
+class _Keys:
     """Keys for the drawing nodes and for the grafts, in order: adding seeds leaves the host's masks as they are."""
-    if key is None:
-        return repeat(None), repeat(None)
-    kernels = jax.random.fold_in(key, 2**31)
-    return (jax.random.fold_in(key, i) for i in count()), (jax.random.fold_in(kernels, i) for i in count())
 
+    def __init__(self, key: jax.Array | None) -> None:
+        self._key, self._drawn, self._joined = key, count(), count()
 
-def _steps(program: Program, remat: Remat | None) -> Iterator[tuple[list[Node], str]]:
-    """The nodes one by one, with ""; those of a block or region together, with the policy of what a backward keeps."""
+    def draw(self) -> jax.Array | None:
+        """Of the next node that draws."""
+        place = next(self._drawn)
+        return None if self._key is None else jax.random.fold_in(self._key, place)
 
-    def place(node: Node) -> tuple[str, str]:  # of nested ones the outermost
-        block = remat.block(node.scope) if remat else ""
-        return block, "" if block else node.region
-
-    for (block, region), nodes in groupby(program.nodes, place):
-        found = list(nodes)
-        if block or region:
-            yield found, remat.policy if remat and block else NOTHING
-        else:
-            yield from (([node], "") for node in found)
+    def join(self, is_grown: bool) -> jax.Array | None:
+        """Of the next place for kernels; None where there are none."""
+        place = next(self._joined)
+        if self._key is None or not is_grown:
+            return None
+        return jax.random.fold_in(jax.random.fold_in(self._key, 2**31), place)
 
 
 def _run_region(
@@ -158,28 +161,56 @@ def _run_region(
         for node, extra in zip(nodes, extras, strict=True):
             _run(node, extra, held)
         made = {name: held[name] for node in nodes for name in node.outputs if name not in dead}
-        arrays = (jax.Array, ChannelsLast)
-        static.update({name: value for name, value in made.items() if not isinstance(value, arrays)})
+        static.update({name: value for name, value in made.items() if not isinstance(value, _ARRAYS)})
         return {name: value for name, value in made.items() if name not in static}
 
     return {**rematerialised(run, policy)(), **static}
 
 
-def _extra(node: Node, keys: tuple[Iterator[Any], Iterator[Any]], grafts: Grafts) -> dict[str, Any]:
+def _run_repeated(occurrence: Occurrence, extras: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> None:
+    """A block by the trace of the first that is equal to it; what is no array is a part of which trace that is."""
+    read = [values[name] for name in occurrence.reads]
+    arrays = [value for value in read if isinstance(value, _ARRAYS)]
+    static = tuple(None if isinstance(value, _ARRAYS) else Static(value) for value in read)
+    drawing = [lowering(node.op).draws_at(node) for node in occurrence.block.nodes]
+    keys = [extra["key"] for extra, draws in zip(extras, drawing, strict=True) if draws]
+    with jax.named_scope(occurrence.scope):
+        made = _repeated_block(occurrence.block, static, arrays, keys)
+    values.update(zip(occurrence.makes, made, strict=True))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _repeated_block(
+    block: Block, static: tuple[Static | None, ...], arrays: Sequence[Value], keys: Sequence[jax.Array | None]
+) -> list[Value]:
+    given, drawn = iter(arrays), iter(keys)
+    values = {name: next(given) if at is None else at.value for name, at in zip(block.reads, static, strict=True)}
+    for node in block.nodes:
+        _run(node, _extra(node, drawn.__next__, lambda _: None, {}), values, within=block.scope)
+    return [values[name] for name in block.makes]
+
+
+def _extra(
+    node: Node,
+    draw: Callable[[], jax.Array | None],
+    join: Callable[[bool], jax.Array | None],
+    grafts: Grafts,
+) -> dict[str, Any]:
     """What the node's rule takes besides the operator's arguments."""
     found = lowering(node.op)
     extra: dict[str, Any] = {}
     if found.draws_at(node):
-        extra["key"] = next(keys[0])
+        extra["key"] = draw()
     if found.grafts:
-        extra |= {"grafts": grafts, "key": next(keys[1])}
+        extra |= {"grafts": grafts, "key": join(any(arg in grafts for arg in node.args if isinstance(arg, str)))}
     if found.bodies:
         extra["run"] = partial(_run_body, grafts=grafts)
     return extra
 
 
-def _run(node: Node, extra: Mapping[str, Any], values: dict[str, Any]) -> None:
-    with jax.named_scope(node.scope or "root"):
+def _run(node: Node, extra: Mapping[str, Any], values: dict[str, Any], within: str = "") -> None:
+    path = node.scope.removeprefix(within).removeprefix(".")
+    with nullcontext() if within and not path else jax.named_scope(path or "root"):
         try:
             kwargs = {name: in_torch_order(resolve(value, values)) for name, value in node.kwargs}
             made = layout.run(node.op, lowering(node.op), resolve(node.args, values), {**kwargs, **extra})
@@ -202,17 +233,3 @@ def resolve(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(resolve(item, values) for item in value)
     return dtype_of(value.name) if isinstance(value, DType) else value
-
-
-def _last_uses(program: Program, steps: Sequence[Sequence[Node]]) -> list[list[str]]:
-    """For each step, the values nobody reads after it."""
-    kept = {spec.value.name for spec in program.outputs if isinstance(spec.value, Ref)}
-    last: dict[str, int] = {}
-    for place, step in enumerate(steps):
-        for node in step:
-            last |= dict.fromkeys((*node.outputs, *(ref.name for ref in node.refs())), place)
-    freed: list[list[str]] = [[] for _ in steps]
-    for name, place in last.items():
-        if name not in kept:
-            freed[place].append(name)
-    return freed

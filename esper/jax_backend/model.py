@@ -222,6 +222,7 @@ def _run(
         constants={**model.constants, **late_constants},
         grafts=_grafts(model, program.train),
         remat=model.structure.remat,
+        share_blocks=model.structure.share_blocks,
     )
     state = {spec.target: state[spec.target] for spec in program.outputs if spec.kind != "user"}
     if placement is not None:

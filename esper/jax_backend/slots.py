@@ -17,8 +17,9 @@ import numpy as np
 from esper.errors import SeedError, UnknownLayerError
 from esper.jax_backend.interchange import is_traced
 from esper.jax_backend.seeds import SeedState
-from esper.jax_backend.source import GRAFT, Kernel, Structure
+from esper.jax_backend.source import Kernel, Structure
 from esper.lifecycle import SeedLifecycleState, check_transition
+from esper.program import GRAFT
 
 if TYPE_CHECKING:  # the model's methods are made of these functions
     from esper.jax_backend.model import MorphableModel

@@ -11,9 +11,7 @@ import numpy as np
 
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.remat import Remat
-from esper.program import LayerSite, Program, Signature, TensorType
-
-GRAFT = "esper.graft.default"
+from esper.program import GRAFT, LayerSite, Program, Signature, TensorType
 
 
 class Sprout(Protocol):
@@ -144,6 +142,7 @@ class Structure:
         shadow: Whether this is the isolation pass, which moves no buffers.
         placement: Where the arrays lie on several devices; None: on one.
         remat: The blocks whose insides a backward computes again; None: it keeps them all.
+        share_blocks: Whether equal blocks are traced once.
     """
 
     source: ModuleSource
@@ -154,6 +153,7 @@ class Structure:
     shadow: bool = False
     placement: Placement | None = None
     remat: Remat | None = None
+    share_blocks: bool = True
 
     def row(self, layer: str) -> int:
         """The layer's row in the seed state."""
@@ -176,6 +176,7 @@ class Structure:
             and self.kernels == other.kernels
             and (self.sites, self.seeds_per_layer, self.shadow) == (other.sites, other.seeds_per_layer, other.shadow)
             and (self.placement, self.remat) == (other.placement, other.remat)
+            and self.share_blocks == other.share_blocks
         )
 
     def __hash__(self) -> int:

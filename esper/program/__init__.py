@@ -5,6 +5,7 @@ Only the standard library and numpy may be imported here: no torch, no jax.
 
 from esper.program.codec import SCHEMA_VERSION, dumps, loads
 from esper.program.graph import (
+    GRAFT,
     BindError,
     DType,
     InputSpec,
@@ -14,18 +15,22 @@ from esper.program.graph import (
     Ref,
     TensorType,
 )
+from esper.program.repeats import Block, Occurrence
 from esper.program.signature import Signature, Static
 from esper.program.site import LayerSite
 from esper.program.tree import Tree, flatten, unflatten
 from esper.program.verify import verify
 
 __all__ = [
+    "GRAFT",
     "SCHEMA_VERSION",
     "BindError",
+    "Block",
     "DType",
     "InputSpec",
     "LayerSite",
     "Node",
+    "Occurrence",
     "OutputSpec",
     "Program",
     "Ref",

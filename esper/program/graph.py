@@ -10,13 +10,20 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from esper.program.sizes import holds
 from esper.program.tree import Tree
 
+if TYPE_CHECKING:
+    from esper.program.repeats import Occurrence
+
 Part = TypeVar("Part")
 Dim = int | str  # a fixed size, or the name of a symbolic one ("s0"), or an expression of such ("2*s0")
+
+
+GRAFT = "esper.graft.default"
+"""The operator that marks where kernels join a layer: (output, input, name of the layer) to the output."""
 
 
 class BindError(ValueError):
@@ -173,6 +180,13 @@ class Program:
         for node in self.walk():
             counts[node.op] = counts.get(node.op, 0) + 1
         return dict(sorted(counts.items()))
+
+    @cached_property
+    def repeated(self) -> tuple[Occurrence, ...]:
+        """The calls of modules that do the same as others, in order."""
+        from esper.program.repeats import repeated
+
+        return repeated(self)
 
     def walk(self) -> Iterator[Node]:
         """Every node, those of bodies included."""

@@ -15,8 +15,6 @@ from torch import nn
 
 from esper.errors import RefusedError
 
-GRAFT = "esper.graft.default"
-
 
 @torch.library.custom_op("esper::graft", mutates_args=())
 def graft(output: torch.Tensor, input: torch.Tensor, name: str) -> torch.Tensor:

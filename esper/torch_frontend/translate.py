@@ -17,13 +17,12 @@ from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
 from esper.errors import RefusedError, TraceError
-from esper.program import DType, InputSpec, Node, OutputSpec, Program, Ref, TensorType, Tree, flatten, verify
+from esper.program import GRAFT, DType, InputSpec, Node, OutputSpec, Program, Ref, TensorType, Tree, flatten, verify
 from esper.program.sizes import check
 from esper.program.slicing import between
 from esper.torch_frontend.capture import PREFIX
 from esper.torch_frontend.derivatives import GRAD
 from esper.torch_frontend.functions import FUNCTION, Joint
-from esper.torch_frontend.graft import GRAFT
 from esper.torch_frontend.places import user_line
 from esper.torch_frontend.regions import REGION
 from esper.torch_frontend.strides import check_memory
