@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from esper.jax_backend.linear import linear
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.platform.precision import contract, widen
 
 _SLICES = 8  # added at a time: more make longer loops, not faster ones
@@ -80,17 +81,20 @@ def _over_rows(x: jax.Array) -> jax.Array:
     """(lead, rows, columns) to (lead, columns)."""
     if x.shape[1] == 1:
         return x[:, 0]
-    x = _folded(x, 1)
+    return _few_rows(_folded(x, 1))
+
+
+@fenced
+def _few_rows(x: jax.Array) -> jax.Array:
     lead, rows, columns = x.shape
     few = _divisor(rows, _ROWS) if _is_known(rows) else rows
     parts = _by_ones(x.reshape(lead * (rows // few), few, columns))
-    return _by_ones(parts.reshape(lead, rows // few, columns))
+    # Not by another product: XLA compiles each of these by itself, and equal reductions once.
+    return jnp.sum(parts.reshape(lead, rows // few, columns), axis=1)
 
 
 def _by_ones(x: jax.Array) -> jax.Array:
     """(lead, rows, columns) to (lead, columns)."""
-    if x.shape[1] == 1:
-        return x[:, 0]
     if x.shape[0] == 1:
         return contract(jnp.ones(x.shape[1], x.dtype), x[0], ((0,), (0,)))[None]
     return contract(jnp.ones(x.shape[:2], x.dtype), x, ((1,), (1,)), ((0,), (0,)))

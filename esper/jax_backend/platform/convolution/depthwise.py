@@ -86,11 +86,14 @@ def _windows(x: jax.Array, low: Ints, counts: Ints, steps: Ints, sizes: Ints) ->
     """Windows that may overlap, (all windows of all images, *sizes, channels), zeros beyond the ends."""
     for i, (before, count, step, size) in enumerate(zip(low, counts, steps, sizes, strict=True)):
         axis = 2 * i + 1  # behind the axes of the windows taken so far, the batch and the dimensions done
-        after = (count - 1) * step + size - before - x.shape[axis]
-        places = [(0, 0, 0)] * x.ndim
-        places[axis] = (before, after, 0)
-        x = lax.pad(x, jnp.zeros((), x.dtype), places)
-        x = jnp.stack([lax.slice_in_dim(x, n * step, n * step + size, axis=axis) for n in range(count)])
+        pieces = -(-size // step)
+        x = pad(x, [(before, (count + pieces - 1) * step - before - x.shape[axis], 0)], axis)
+        # Whole steps, and what a window has beyond its own: two pieces, where one for each window takes longer to compile.
+        parts = [lax.slice_in_dim(x, n * step, (n + count) * step, axis=axis) for n in range(pieces)]
+        parts = [part.reshape(*x.shape[:axis], count, step, *x.shape[axis + 1 :]) for part in parts]
+        joined = jnp.concatenate(parts, axis=axis + 1) if pieces > 1 else parts[0]
+        x = lax.slice_in_dim(joined, 0, size, axis=axis + 1)
+        x = jnp.moveaxis(x, axis, i + 1)
     return x.reshape(-1, *x.shape[len(sizes) + 1 :])
 
 

@@ -20,10 +20,12 @@ def gather(x: jax.Array, spec: Spec, taps_last: bool) -> jax.Array:
     if tiles(spec):
         cut = _cut(x, spec)
         return _flat(cut.swapaxes(-1, -2) if taps_last else cut)
-    parts = list(shifted(x, spec))
-    if len(parts) == 1:
-        return parts[0]
-    return _flat(jnp.stack(parts, axis=-1)) if taps_last else jnp.concatenate(parts, axis=-1)
+    x = padded(x, spec)
+    first = 1 + spec.rank + taps_last  # of the axes of taps
+    for axis in range(spec.rank, 0, -1):  # one dimension after the other takes fewer and larger pieces than every tap
+        starts = range(0, spec.reach[axis - 1] + 1, spec.dilation[axis - 1])
+        x = jnp.stack([_along(x, axis, start, spec) for start in starts], axis=first)
+    return x.reshape(x.shape[0], *spec.results, -1)
 
 
 def scatter(patches: jax.Array, spec: Spec) -> jax.Array:
@@ -44,6 +46,10 @@ def shifted(x: jax.Array, spec: Spec) -> Iterator[jax.Array]:
     for shift in _shifts(spec):
         sizes = zip(shift, spec.spread, spec.stride, strict=True)
         yield x[:, *(slice(t, t + size, s) for t, size, s in sizes)]
+
+
+def _along(x: jax.Array, axis: int, start: int, spec: Spec) -> jax.Array:
+    return lax.slice_in_dim(x, start, start + spec.spread[axis - 1], spec.stride[axis - 1], axis)
 
 
 def padded(x: jax.Array, spec: Spec) -> jax.Array:
