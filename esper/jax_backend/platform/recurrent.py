@@ -17,6 +17,7 @@ from jax import lax
 
 from esper.jax_backend.linear import linear
 from esper.jax_backend.platform.bias import add_bias
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.platform.precision import contract
 
 State = tuple[jax.Array, ...]
@@ -33,10 +34,13 @@ class Cell(NamedTuple):
             what `retreat` needs.
         retreat: From that and the new state's cotangents to those of the input's share, of the state's share (None:
             the same), and of the state, but for what reaches it through its share.
+        alone: Whether a step is quicker if XLA compiles it by itself: a loop that also picks its part of the inputs
+            may not be vectorised.
     """
 
     advance: Callable[[State, jax.Array, jax.Array], tuple[State, Any]]
     retreat: Callable[[Any, State], tuple[jax.Array, jax.Array | None, State]]
+    alone: bool = False
 
 
 class Given(NamedTuple):
@@ -63,16 +67,30 @@ def scan(cell: Cell, reverse: bool, given: Given) -> tuple[jax.Array, State]:
 
 def _scan(cell: Cell, reverse: bool, given: Given) -> tuple[jax.Array, State]:
     unroll = _UNROLL if isinstance(given.inputs.shape[0], int) else 1
-    (outs, _), final = _steps(cell, reverse, given, lambda out, _: (out, ()), unroll)
-    return outs, final
+    return _steps(cell, reverse, given, _advanced, unroll)
 
 
-def _steps(cell: Cell, reverse: bool, given: Given, keep: Callable[..., Any], unroll: int) -> tuple[Any, State]:
+def _advanced(cell: Cell, state: State, inputs: jax.Array, product: jax.Array) -> tuple[State, jax.Array]:
+    """The new state, and the output."""
+    state = cell.advance(state, inputs, product)[0]
+    return state, state[0]
+
+
+def _kept(cell: Cell, state: State, inputs: jax.Array, product: jax.Array) -> tuple[State, tuple[jax.Array, Any]]:
+    """The new state; the output and what `retreat` needs."""
+    state, kept = cell.advance(state, inputs, product)
+    return state, (state[0], kept)
+
+
+_ALONE = {function: fenced(function, static=(0,)) for function in (_advanced, _kept)}
+
+
+def _steps(cell: Cell, reverse: bool, given: Given, advance: Callable[..., Any], unroll: int) -> tuple[Any, State]:
     weight = given.weight.T  # once, not in each step
+    advance = _ALONE[advance] if cell.alone else advance
 
     def step(state: State, inputs: jax.Array) -> tuple[State, Any]:
-        state, kept = cell.advance(state, inputs, share(state[0], weight, given.bias))
-        return state, keep(state[0], kept)
+        return advance(cell, state, inputs, share(state[0], weight, given.bias))
 
     final, made = lax.scan(step, given.state, given.inputs, reverse=reverse, unroll=unroll)
     return made, final
@@ -88,7 +106,7 @@ def share(hidden: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.A
 @scan.defjvp
 def _scan_jvp(cell: Cell, reverse: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
     (given,), (dot,) = primals, tangents
-    (outs, kept), final = _steps(cell, reverse, given, lambda *made: made, 1)
+    (outs, kept), final = _steps(cell, reverse, given, _kept, 1)
     start = given.state[0][None]
     # Each step's hidden state before it.
     hidden = jnp.concatenate([outs, start])[1:] if reverse else jnp.concatenate([start, outs])[: outs.shape[0]]
@@ -158,8 +176,8 @@ def _lstm_back(kept: Any, cotangents: State) -> tuple[jax.Array, None, State]:
 
 def _gru(state: State, inputs: jax.Array, product: jax.Array) -> tuple[State, Any]:
     (before,) = state
-    reset, update, _ = jnp.split(_sigmoid(inputs + product), 3, axis=-1)
-    new_x, new_h = (jnp.split(x, 3, axis=-1)[2] for x in (inputs, product))
+    (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (jnp.split(x, 3, axis=-1) for x in (inputs, product))
+    reset, update = jax.nn.sigmoid(reset_x + reset_h), jax.nn.sigmoid(update_x + update_h)
     new = jnp.tanh(new_x + reset * new_h)
     return (new + update * (before - new),), (reset, update, new, new_h, before)
 
@@ -197,5 +215,5 @@ def _relu_back(kept: jax.Array, cotangents: State) -> tuple[jax.Array, None, Sta
     return gate, None, (jnp.zeros_like(out),)
 
 
-GRU, LSTM = Cell(_gru, _gru_back), Cell(_lstm, _lstm_back)
+GRU, LSTM = Cell(_gru, _gru_back, alone=True), Cell(_lstm, _lstm_back)
 RELU, TANH = Cell(_relu, _relu_back), Cell(_tanh, _tanh_back)
