@@ -1,13 +1,13 @@
 """Convolutions of every channel by itself as sums of shifted products, channels last.
 
-A channel may have several outputs. What the sums read is finished beforehand, and the sums are finished before they
-are read: XLA would otherwise compute them anew, all taps of them, for every reader.
+A channel may have several outputs: it is then repeated. The sums are compiled by themselves, and of arrays that are in
+memory in order: XLA would otherwise compute what they read anew for every tap, and would not vectorise the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Sequence
+from functools import partial, reduce
 from itertools import product
 from operator import add
 
@@ -17,69 +17,62 @@ from jax import lax
 
 from esper.jax_backend.platform.convolution.patches import pad, shifted
 from esper.jax_backend.platform.convolution.spec import Spec
+from esper.jax_backend.platform.fence import fenced
 from esper.jax_backend.platform.precision import contract
 
 Ints = Sequence[int]
 
-_TILE = {1: 16, 2: 4, 3: 2}
-"""Outputs along each of so many dimensions that a weight gradient sums before it sums over all tiles."""
+_TILE = {1: (16, 64), 2: (4, 8), 3: (2, 4)}
+"""Outputs along each of so many dimensions that a weight gradient sums before it sums over all tiles: fewest, most."""
 
 
 def convolve(x: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
     """For each tap the shifted input times the tap's weights."""
-    taps = _taps(weight, spec)
-
-    def sums(x: jax.Array) -> jax.Array:
-        out = reduce(add, (part * tap for part, tap in zip(shifted(x[..., None], spec), taps, strict=True)))
-        return out.reshape(x.shape[0], *spec.results, weight.shape[0])
-
-    return _by_itself(sums, x)
+    x = _repeated(x, weight.shape[0] // spec.groups)
+    return _sums(pad(x, [(low, high, 0) for low, high in spec.pads]), _taps(weight), spec)
 
 
 def input_gradient(cotangent: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
     """The same of the cotangent between zeros, the taps in reverse, summed over a channel's outputs."""
-    taps, back = _taps(weight, spec)[::-1], spec.flipped()
+    back, several = spec.flipped(), weight.shape[0] // spec.groups
+    places = [(low, high, stride - 1) for (low, high), stride in zip(back.pads, spec.stride, strict=True)]
+    made = _sums(pad(cotangent, places), _taps(weight)[::-1], back)
+    return made.reshape(*made.shape[:-1], spec.groups, several).sum(-1) if several > 1 else made
 
-    def sums(cotangent: jax.Array) -> jax.Array:
-        spread = pad(_by_channel(cotangent, spec.groups), [(0, 0, s - 1) for s in spec.stride])
-        return reduce(add, (part * tap for part, tap in zip(shifted(spread, back), taps, strict=True))).sum(-1)
 
-    return _by_itself(sums, cotangent)
+@partial(fenced, static=(2,))
+def _sums(x: jax.Array, taps: jax.Array, spec: Spec) -> jax.Array:
+    """Of an input with its zeros around it, and weights (taps, channels)."""
+    bare = spec._replace(space=x.shape[1:-1], pads=((0, 0),) * spec.rank)
+    return reduce(add, (part * tap for part, tap in zip(shifted(x, bare), taps, strict=True)))
 
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
     """Sums over small tiles of outputs, side by side for all taps, channels and tiles; then over the tiles."""
-    tile = tuple(min(_TILE[spec.rank], size) for size in spec.results)
+    outputs = cotangent.shape[-1]
+    tile = tuple(map(partial(_tile, spec.rank), spec.reach, spec.results))
     tiles = [-(-size // t) for size, t in zip(spec.results, tile, strict=True)]
     size = [(t - 1) * s + r + 1 for t, s, r in zip(tile, spec.stride, spec.reach, strict=True)]
     step = [t * s for t, s in zip(tile, spec.stride, strict=True)]
-    seen = _windows(x, [low for low, _ in spec.pads], tiles, step, size)[..., None]
-    given = _by_channel(_windows(cotangent, [0] * spec.rank, tiles, tile, tile), spec.groups)
-    seen, given = lax.optimization_barrier((seen, given))
-    each = reduce(add, (_met(seen, place, spec) * _at(given, place) for place in product(*map(range, tile))))
-    rows = lax.optimization_barrier(each.reshape(each.shape[0], -1))
+    seen = _windows(_repeated(x, outputs // spec.groups), [low for low, _ in spec.pads], tiles, step, size)
+    given = _windows(cotangent, [0] * spec.rank, tiles, tile, tile)
+    rows = _met(seen, given, spec).reshape(seen.shape[0], -1)
     total = contract(jnp.ones(rows.shape[0], rows.dtype), rows, ((0,), (0,)))
-    return jnp.moveaxis(total.reshape(-1, cotangent.shape[-1]), 0, 1).reshape(-1, 1, *spec.kernel)
+    return jnp.moveaxis(total.reshape(-1, outputs), 0, 1).reshape(outputs, 1, *spec.kernel)
 
 
-def _by_itself(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """`function` of parts of the batch, in a loop: the one thing that XLA fuses nothing with."""
-    batch = x.shape[0]
-    if not isinstance(batch, int) or batch < 2:
-        return function(x)
-    parts = next(n for n in range(2, batch + 1) if batch % n == 0)
-    made = lax.map(function, x.reshape(parts, batch // parts, *x.shape[1:]))
-    return made.reshape(batch, *made.shape[2:])
+def _tile(rank: int, reach: int, size: int) -> int:
+    fewest, most = _TILE[rank]
+    return min(size, max(fewest, min(most, reach + 2)))
 
 
-def _taps(weight: jax.Array, spec: Spec) -> jax.Array:
-    """(taps, channels, outputs of a channel)."""
-    return _by_channel(weight.reshape(weight.shape[0], -1).T, spec.groups)
+def _repeated(x: jax.Array, times: int) -> jax.Array:
+    return jnp.repeat(x, times, axis=-1) if times > 1 else x
 
 
-def _by_channel(outputs: jax.Array, channels: int) -> jax.Array:
-    """The last axis as (channels, outputs of a channel)."""
-    return outputs.reshape(*outputs.shape[:-1], channels, outputs.shape[-1] // channels)
+def _taps(weight: jax.Array) -> jax.Array:
+    """(taps, outputs)."""
+    return weight.reshape(weight.shape[0], -1).T
 
 
 def _windows(x: jax.Array, low: Ints, counts: Ints, steps: Ints, sizes: Ints) -> jax.Array:
@@ -97,8 +90,14 @@ def _windows(x: jax.Array, low: Ints, counts: Ints, steps: Ints, sizes: Ints) ->
     return x.reshape(-1, *x.shape[len(sizes) + 1 :])
 
 
-def _met(seen: jax.Array, place: tuple[int, ...], spec: Spec) -> jax.Array:
-    """Of every window what all taps meet for the output at `place`."""
+@partial(fenced, static=(2,))
+def _met(seen: jax.Array, given: jax.Array, spec: Spec) -> jax.Array:
+    """Of every window the sums for all taps and channels, over the outputs in it."""
+    places = product(*map(range, given.shape[1:-1]))
+    return reduce(add, (_seen_from(place, seen, spec) * _at(given, place) for place in places))
+
+
+def _seen_from(place: tuple[int, ...], seen: jax.Array, spec: Spec) -> jax.Array:
     starts = [p * s for p, s in zip(place, spec.stride, strict=True)]
     cut = [slice(at, at + r + 1, d) for at, r, d in zip(starts, spec.reach, spec.dilation, strict=True)]
     return seen[:, *cut]
