@@ -81,7 +81,7 @@ def _windows(x: jax.Array, low: Ints, counts: Ints, steps: Ints, sizes: Ints) ->
         axis = 2 * i + 1  # behind the axes of the windows taken so far, the batch and the dimensions done
         pieces = -(-size // step)
         x = pad(x, [(before, (count + pieces - 1) * step - before - x.shape[axis], 0)], axis)
-        # Whole steps, and what a window has beyond its own: two pieces, where one for each window takes longer to compile.
+        # Whole steps, and what a window has beyond its own. One piece for each window would take longer to compile.
         parts = [lax.slice_in_dim(x, n * step, (n + count) * step, axis=axis) for n in range(pieces)]
         parts = [part.reshape(*x.shape[:axis], count, step, *x.shape[axis + 1 :]) for part in parts]
         joined = jnp.concatenate(parts, axis=axis + 1) if pieces > 1 else parts[0]
