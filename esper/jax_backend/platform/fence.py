@@ -9,7 +9,7 @@ is in memory, in order, when it is read. It costs a pass over memory where it co
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -38,6 +38,15 @@ def fenced(function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callab
             return compiled(*args)
 
     return call
+
+
+@partial(fenced, static=(1,))
+def transposed(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`x` with its dimensions in another order, in memory.
+
+    For what several loops read: each would otherwise bring it into that order for itself.
+    """
+    return jnp.transpose(x, axes)
 
 
 @fenced

@@ -42,17 +42,26 @@ def input_gradient(cotangent: jax.Array, weight: jax.Array, *, spec: Spec) -> ja
 
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
-    """Its gradient in the weight: `x` convolved with the cotangent, batch and channels changing places."""
+    """Its gradient in the weight."""
+    return jnp.moveaxis(outputs_last(x, cotangent, spec=spec), -1, 0)
+
+
+def outputs_last(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
+    """The gradient in the weight, (in / groups, *kernel, out), as XLA's CPU library makes it.
+
+    `x` is convolved with the cotangent, batch and channels changing places.
+    """
     sizes = zip(spec.pads, spec.reach, spec.spread, spec.space, strict=True)
     pads = [(low, reach + spread - n - low) for (low, _), reach, spread, n in sizes]
-    swapped = lax.ConvDimensionNumbers(*(_swapped(order) for order in _numbers(spec)))
+    activation = _swapped(_numbers(spec)[0])
+    channels_first = (0, spec.rank + 1, *range(1, spec.rank + 1))
     return lax.conv_general_dilated(
         x,
         cotangent,
         spec.dilation,
         pads,
         rhs_dilation=spec.stride,
-        dimension_numbers=lax.ConvDimensionNumbers(swapped[0], swapped[2], swapped[1]),
+        dimension_numbers=lax.ConvDimensionNumbers(activation, activation, channels_first),
         batch_group_count=spec.groups,
         precision=PRECISION,
     )

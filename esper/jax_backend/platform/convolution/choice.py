@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esper.jax_backend.platform.convolution import canonical, chunks, depthwise, products, winograd
+from esper.jax_backend.platform.convolution import chunks, depthwise, library, products, winograd
 from esper.jax_backend.platform.convolution.grouped import by_group
 from esper.jax_backend.platform.convolution.patches import tiles
 from esper.jax_backend.platform.convolution.spec import Sizes, Spec
@@ -23,6 +23,7 @@ _GROUPS = 32  # more of them take too long to compile one by one
 _TILED = 64  # outputs of an image, from which on a weight gradient is better taken by tiles
 _THIN, _NARROW = 32, 64  # channels
 _SOME, _MUCH = 140e6, 350e6  # products, of a convolution with narrow activations and of another
+_WASTE = 1.2  # outputs that tiles cover, beside those that there are
 
 
 class Group(NamedTuple):
@@ -45,44 +46,61 @@ def convolve(spec: Spec, group: Group) -> Formulation:
     """Patches times weights, or an equal."""
     if _few_groups(spec, group):
         return by_group(convolve(spec._replace(groups=1), group), (-1, 0), -1)
-    return _plain(spec, group, spec.space).convolve
+    return _plain(spec, group, spec.space, 2 * group.outputs - 1).convolve
 
 
 def input_gradient(spec: Spec, group: Group) -> Formulation:
     """The window slides over the cotangent."""
     if _few_groups(spec, group):
         return by_group(input_gradient(spec._replace(groups=1), group), (-1, 0), -1)
-    return _plain(spec, group, spec.spread).input_gradient
+    return _plain(spec, group, spec.spread, 4 * group.inputs).input_gradient
 
 
 def weight_gradient(spec: Spec, group: Group) -> Formulation:
     """XLA's own formulation is good where the maps are small or have one dimension."""
     if _few_groups(spec, group):
         return by_group(weight_gradient(spec._replace(groups=1), group), (-1, -1), 0)
-    how = _plain(spec, group, spec.space)
+    few = 6 * min(group.inputs, group.outputs)
+    how = _plain(spec, group, spec.space, few)
     if how is winograd and math.prod(spec.results) < _TILED:
-        how = canonical
+        how = _untiled(spec, group, few)
     large = _fixed((group.batch, *spec.results)) and math.prod(spec.results) > _MANY
     if large and spec.rank > 1 and how not in (depthwise, winograd) and not _no_overlap(spec):
         return chunks.weight_gradient
     return how.weight_gradient
 
 
-def _plain(spec: Spec, group: Group, slid_over: Sizes) -> Any:
+def _plain(spec: Spec, group: Group, slid_over: Sizes, few: int) -> Any:
+    """The formulation of all groups at once.
+
+    Args:
+        spec: What it is.
+        group: What each group meets.
+        slid_over: What the window slides over.
+        few: So many outputs of all images are few beside what the weight has: patches are then quickly made.
+    """
     if not _fixed(spec.space):
-        return canonical
+        return library
     if spec.groups > 1:
         return depthwise if group.inputs == 1 else products
     # XLA has no library for windows larger than what they slide over, and takes a hundred times longer.
     beyond = any(n <= reach for n, reach in zip(slid_over, spec.reach, strict=True))
     if beyond or _no_overlap(spec) or math.prod(spec.results) <= _FEW:
         return products
-    return winograd if _tiled(spec, group) else canonical
+    return winograd if _tiled(spec, group) else _untiled(spec, group, few)
+
+
+def _untiled(spec: Spec, group: Group, few: int) -> Any:
+    images = group.batch if spec.rank == 2 and isinstance(group.batch, int) else math.inf
+    return products if images * math.prod(spec.results) <= few else library
 
 
 def _tiled(spec: Spec, group: Group) -> bool:
     """Whether a tile's products are fewer than what it takes to make them."""
     if not (winograd.applies(spec) and group.dtype == jnp.float32 and isinstance(group.batch, int)):
+        return False
+    covered = math.prod(-(-size // 2) * 2 for size in spec.results)
+    if covered > _WASTE * math.prod(spec.results):
         return False
     thin = min(group.inputs, group.outputs)
     products = 9 * group.batch * math.prod(spec.results) * group.inputs * group.outputs

@@ -32,10 +32,12 @@ def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Ar
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         start, row = (i // across) * images, (i % across) * rows
         seen = _part(x, start, images, row * spec.stride[0], tall)
-        return total + products.weight_gradient(seen, _part(cotangent, start, images, row, rows), spec=part)
+        return total + products.gradient_matrix(seen, _part(cotangent, start, images, row, rows), spec=part)
 
-    zeros = jnp.zeros((outputs, inputs // spec.groups, *spec.kernel), x.dtype)
-    return lax.fori_loop(0, batch // images * across, add, zeros)
+    behind = inputs // spec.groups * math.prod(spec.kernel)
+    zeros = jnp.zeros((spec.groups, outputs // spec.groups, behind), x.dtype)
+    matrix = lax.fori_loop(0, batch // images * across, add, zeros)
+    return products.in_order(matrix, images, part)
 
 
 def parts(spec: Spec, batch: int, inputs: int) -> tuple[int, int]:

@@ -7,13 +7,14 @@ or channels last: whichever there are fewer of.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from esper.jax_backend.platform.convolution.patches import gather, scatter
 from esper.jax_backend.platform.convolution.spec import Spec
-from esper.jax_backend.platform.fence import turned
+from esper.jax_backend.platform.fence import transposed, turned
 from esper.jax_backend.platform.precision import contract
 
 _MANY = 512  # outputs, from which on it pays to turn their cotangents
@@ -21,7 +22,7 @@ _MANY = 512  # outputs, from which on it pays to turn their cotangents
 
 def convolve(x: jax.Array, weight: jax.Array, *, spec: Spec) -> jax.Array:
     """Patches times weights."""
-    taps_last = _fewer_patches(x, weight.shape[0], spec)
+    taps_last = _fewer_patches(x.shape[0], weight.shape[0], spec)
     patches = _rows(gather(_apart(x, spec.groups), spec, taps_last), spec.groups)
     matrix = _matrix(weight if taps_last else jnp.moveaxis(weight, 1, -1), spec.groups)
     out = _multiply(patches, matrix, (2, 2))
@@ -38,18 +39,29 @@ def input_gradient(cotangent: jax.Array, weight: jax.Array, *, spec: Spec) -> ja
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
     """Cotangents times patches."""
-    inputs, outputs = x.shape[-1] // spec.groups, cotangent.shape[-1]
-    taps_last = _fewer_patches(x, outputs, spec)
+    return in_order(gradient_matrix(x, cotangent, spec=spec), x.shape[0], spec)
+
+
+def gradient_matrix(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
+    """The gradient in the weight, (groups, outputs of one, what is behind one)."""
+    taps_last = _fewer_patches(x.shape[0], cotangent.shape[-1], spec)
     patches = _rows(gather(_apart(x, spec.groups), spec, taps_last), spec.groups)
     rows = _rows(_apart(cotangent, spec.groups), spec.groups)
-    matrix = _multiply(turned(rows), patches, (2, 1)) if _turns(rows, patches) else _multiply(rows, patches, (1, 1))
-    if taps_last:
+    return _multiply(turned(rows), patches, (2, 1)) if _turns(rows, patches) else _multiply(rows, patches, (1, 1))
+
+
+def in_order(matrix: jax.Array, batch: Any, spec: Spec) -> jax.Array:
+    """A `gradient_matrix`, of so many images, as torch has the weight."""
+    outputs, inputs = matrix.shape[0] * matrix.shape[1], matrix.shape[2] // math.prod(spec.kernel)
+    if _fewer_patches(batch, outputs, spec):
         return matrix.reshape(outputs, inputs, *spec.kernel)
-    return jnp.moveaxis(matrix.reshape(outputs, *spec.kernel, inputs), -1, 1)
+    # An optimiser's loops read it, and those of its parameter are in torch's order.
+    last = spec.rank + 1
+    return transposed(matrix.reshape(outputs, *spec.kernel, inputs), (0, last, *range(1, last)))
 
 
-def _fewer_patches(x: jax.Array, outputs: int, spec: Spec) -> bool:
-    count = x.shape[0] * math.prod(spec.results)
+def _fewer_patches(batch: Any, outputs: int, spec: Spec) -> bool:
+    count = batch * math.prod(spec.results)
     return isinstance(count, int) and count < outputs // spec.groups
 
 
