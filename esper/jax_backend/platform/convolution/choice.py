@@ -23,6 +23,7 @@ _GROUPS = 32  # more of them take too long to compile one by one
 _TILED = 64  # outputs of an image, from which on a weight gradient is better taken by tiles
 _THIN, _NARROW = 32, 64  # channels
 _SOME, _MUCH = 140e6, 350e6  # products, of a convolution with narrow activations and of another
+_CACHED = 2**24  # elements of the cotangents times their channels, up to which XLA's own weight gradient is fast
 _WASTE = 1.2  # outputs that tiles cover, beside those that there are
 
 
@@ -65,6 +66,7 @@ def weight_gradient(spec: Spec, group: Group) -> Formulation:
     if how is winograd and math.prod(spec.results) < _TILED:
         how = _untiled(spec, group, few)
     large = _fixed((group.batch, *spec.results)) and math.prod(spec.results) > _MANY
+    large = large and group.batch * math.prod(spec.results) * group.outputs**2 > _CACHED
     if large and spec.rank > 1 and how not in (depthwise, winograd) and not _no_overlap(spec):
         return chunks.weight_gradient
     return how.weight_gradient

@@ -18,6 +18,7 @@ from esper.jax_backend.platform.convolution.patches import padded
 from esper.jax_backend.platform.convolution.spec import Spec
 
 _PATCHES = 1 << 19  # elements; two megabytes of float32
+_WIDE = 16  # channels, from which on pieces of patches are long
 
 
 def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
@@ -32,7 +33,8 @@ def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Ar
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         start, row = (i // across) * images, (i % across) * rows
         seen = _part(x, start, images, row * spec.stride[0], tall)
-        return total + products.gradient_matrix(seen, _part(cotangent, start, images, row, rows), spec=part)
+        given = _part(cotangent, start, images, row, rows)
+        return total + products.gradient_matrix(seen, given, spec=part, by_tap=inputs >= _WIDE)
 
     behind = inputs // spec.groups * math.prod(spec.kernel)
     zeros = jnp.zeros((spec.groups, outputs // spec.groups, behind), x.dtype)

@@ -15,14 +15,27 @@ from jax import lax
 from esper.jax_backend.platform.convolution.spec import Spec
 
 
-def gather(x: jax.Array, spec: Spec, taps_last: bool) -> jax.Array:
-    """The patches of `x`, (batch, *results, taps * channels), or in the weight's order channels * taps."""
+def gather(x: jax.Array, spec: Spec, taps_last: bool, by_tap: bool = False) -> jax.Array:
+    """The patches of `x`.
+
+    Args:
+        x: Channels last.
+        spec: What sees it.
+        taps_last: Whether they are in the weight's order.
+        by_tap: Whether every tap is a piece by itself, and not one dimension taken after the other: more pieces
+            take longer to compile, and are quicker to put together while they are cached and wide.
+
+    Returns:
+        (batch, *results, taps * channels), or channels * taps if `taps_last`.
+    """
     if tiles(spec):
         cut = _cut(x, spec)
         return _flat(cut.swapaxes(-1, -2) if taps_last else cut)
+    if by_tap and not taps_last:
+        return jnp.concatenate(list(shifted(x, spec)), axis=-1)
     x = padded(x, spec)
     first = 1 + spec.rank + taps_last  # of the axes of taps
-    for axis in range(spec.rank, 0, -1):  # one dimension after the other takes fewer and larger pieces than every tap
+    for axis in range(spec.rank, 0, -1):
         starts = range(0, spec.reach[axis - 1] + 1, spec.dilation[axis - 1])
         x = jnp.stack([_along(x, axis, start, spec) for start in starts], axis=first)
     return x.reshape(x.shape[0], *spec.results, -1)

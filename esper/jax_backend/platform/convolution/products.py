@@ -42,10 +42,10 @@ def weight_gradient(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Ar
     return in_order(gradient_matrix(x, cotangent, spec=spec), x.shape[0], spec)
 
 
-def gradient_matrix(x: jax.Array, cotangent: jax.Array, *, spec: Spec) -> jax.Array:
-    """The gradient in the weight, (groups, outputs of one, what is behind one)."""
+def gradient_matrix(x: jax.Array, cotangent: jax.Array, *, spec: Spec, by_tap: bool = False) -> jax.Array:
+    """The gradient in the weight, (groups, outputs of one, what is behind one); `by_tap` as for `gather`."""
     taps_last = _fewer_patches(x.shape[0], cotangent.shape[-1], spec)
-    patches = _rows(gather(_apart(x, spec.groups), spec, taps_last), spec.groups)
+    patches = _rows(gather(_apart(x, spec.groups), spec, taps_last, by_tap), spec.groups)
     rows = _rows(_apart(cotangent, spec.groups), spec.groups)
     return _multiply(turned(rows), patches, (2, 1)) if _turns(rows, patches) else _multiply(rows, patches, (1, 1))
 
