@@ -136,3 +136,42 @@ def test_a_recurrent_layer_is_not_walked_step_by_step(monkeypatch, kind):
         captured(Recurrent(kind), tokens(length=50))
     assert steps
     assert max(steps) == 1
+
+
+SHAPED_IN_PLACE = {
+    "as_strided_": lambda x: x.as_strided_((2, 2), (1, 2)),
+    "resize_": lambda x: x.resize_(10, 2),
+    "resize_ to fewer": lambda x: x.resize_(3, 2),
+    "resize_as_": lambda x: x.resize_as_(torch.zeros(20)),
+    "set_": lambda x: x.set_(x[:2].clone()),
+    "squeeze_": lambda x: x[:1].squeeze_(),
+    "squeeze_ of one": lambda x: x[:1].squeeze_(0),
+    "swapaxes_": lambda x: x.swapaxes_(0, 1),
+    "t_": lambda x: x.t_(),
+    "transpose_": lambda x: x.transpose_(0, 1),
+    "unsqueeze_": lambda x: x.unsqueeze_(1),
+    "written after": lambda x: x.t_().mul_(2).unsqueeze_(0).add_(1),
+}
+
+
+class InPlace(nn.Module):
+    """Calls a function of a copy of its input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        x = x.clone()
+        made = self.function(x)
+        return made, x
+
+
+@pytest.mark.parametrize("name", SHAPED_IN_PLACE)
+def test_a_shape_that_changes_in_place_takes_the_whole_pass(counted, name):
+    x = torch.randn(4, 5)
+    module = InPlace(SHAPED_IN_PLACE[name])
+    expected, made = module(x), esper.wrap(module)(x)
+    assert counted["passes"] > 0
+    for ours, theirs in zip(made, expected, strict=True):
+        assert ours.shape == theirs.shape and torch.equal(ours, theirs)

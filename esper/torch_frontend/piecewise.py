@@ -143,6 +143,8 @@ class _Builder:
             raise Unfit(f"{target} runs a graph")
         elif not isinstance(target, torch._ops.OpOverload) or self._is_final(target):
             self._note(node, self._copied(node))
+        elif torch.Tag.inplace_view in target.tags:
+            raise Unfit(f"{target} gives a tensor another shape or another memory")
         elif target._schema.returns or target._schema.is_mutable:
             self._retrace(node, target)
         # What returns nothing is an assertion: compiled programs cannot raise.
