@@ -1,4 +1,4 @@
-"""docs/performance.md, made from the files of docs/performance alone; never edited by hand."""
+"""docs/performance.md, made from the files of docs/performance, and of what profiles showed (`causes.md`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from benchmarks.speed.tables import NOTHING, mean, number, spelt, spread
 from benchmarks.speed.workloads import WORKLOADS
 
 PAGE = FOLDER.parent / "performance.md"
+CAUSES = Path(__file__).with_name("causes.md")
 
 _HEAD = """# Performance
 
 How long a train step (AdamW, float32) and an inference take, beside others that do the same. `make bench` measures all
-of this and writes this page from the files in `docs/performance/`; nothing here is edited by hand. Which operations a
-step spends its time in: `python -m benchmarks.speed.profile WORKLOAD`.
+of this and writes this page from the files in `docs/performance/`; but for the causes of what is missed, which are in
+`benchmarks/speed/causes.md`, nothing here is edited by hand. Which operations a step spends its time in:
+`python -m benchmarks.speed.profile WORKLOAD`.
 
 All contenders start from the same weights and see the same batch. In each run, a process of its own, they take turns:
 four turns of one call that is not timed and three that are. A time is the median of a run's twelve; figures are means
@@ -74,6 +76,8 @@ def _lines(found: list[Measurement], folder: Path) -> Iterator[str]:
         yield from table(["", "esper, ms", *_rivals(found)], _summary(found))
     yield "\n## Goals\n"
     yield from goals.lines({m.workload: m for m in found}, seeded, warm)
+    yield "\n## Why goals are missed\n"
+    yield CAUSES.read_text().rstrip()
     yield from _behind(found)
     yield from _seeds(seeded)
     yield from _starts(warm)
