@@ -74,6 +74,16 @@ def judge_call(call: Call) -> Verdict:
         return Verdict(values, gradients, reason or why)
 
 
+def _identical(one: Any, other: Any) -> bool:
+    """Whether two entries of a state are equal, tensors bit for bit."""
+    if not isinstance(one, torch.Tensor):
+        return one == other
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    bits = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*bits)
+
+
 def _status(check: Callable[[], None]) -> tuple[str, str]:
     try:
         check()
@@ -139,7 +149,7 @@ class _Ours:
         module = copy.deepcopy(call.module)
         if not call.own_modes:
             module.train(call.train)
-        self.model = esper.wrap(module)
+        self.module, self.model = module, esper.wrap(module)
         leaves, self.tree = flatten((tuple(call.args), call.kwargs))
         self.arrays = [_array(leaf) for leaf in leaves]
         self.places = [int(n.removeprefix("input ")) for n in eager.leaves if n.startswith("input ")]
@@ -177,7 +187,20 @@ class _Ours:
         given = iter(arrays)
         return [next(given) if value is None else value for value in static], state
 
+    def check_way_back(self) -> None:
+        """What was neither trained nor grown comes back as it was: class, keys, every bit."""
+        back = esper.unwrap(self.model, verify=False)
+        if type(back) is not type(self.module):
+            raise Disagreement(f"a {type(back).__name__} comes back")
+        wanted, found = self.module.state_dict(), back.state_dict()
+        if list(wanted) != list(found):
+            raise Disagreement(f"keys come back as {list(found)} for {list(wanted)}")
+        differ = [name for name in wanted if not _identical(wanted[name], found[name])]
+        if differ:
+            raise Disagreement(f"{', '.join(differ)} do not come back as they were")
+
     def check_values(self, eager: Eager) -> None:
+        self.check_way_back()
         if len(self.outputs) != len(eager.outputs):
             raise Disagreement(f"{len(self.outputs)} outputs where torch has {len(eager.outputs)}")
         exact = _Exact(self.call)
