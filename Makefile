@@ -26,8 +26,9 @@ demo: setup  ## wrap, train and grow a CNN and an MLP on real images, and get Py
 test: setup  ## the test suite
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-sweep: setup  ## every operator and blueprint case, where `make test` runs a fixed sample of them
-	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops tests/test_blueprints.py
+sweep: setup  ## every operator, convolution, blueprint and fold, where `make test` runs a fixed sample of them
+	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops tests/test_blueprints.py \
+	    tests/test_fast_convolution.py tests/test_fold.py
 
 parity: setup  ## every case of tests/parity against eager torch, and docs/coverage.md (an hour or two)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps timm

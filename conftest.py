@@ -11,6 +11,8 @@ SHARES = {
     "tests/ops/": 4,
     "test_blueprints.py::test_a_live": 3,
     "test_blueprints.py::test_a_blueprint_keeps": 3,
+    "test_fast_convolution.py::test_the_primitives": 3,
+    "test_fold.py::test_a_trained": 6,
     "test_parity.py::test_semantics": 4,
     "test_parity.py::": 10,
 }
