@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper.api import unwrap, wrap
+    from esper.certify import certificate
     from esper.configs import EsperConfig
     from esper.growth.loading import load_kernel, unload_kernel
     from esper.growth.reserve import compact, reserve
@@ -32,6 +33,7 @@ __all__ = [
     "MorphableModel",
     "SeedLifecycleState",
     "__version__",
+    "certificate",
     "compact",
     "cull",
     "explain_sharding",
@@ -53,6 +55,7 @@ _PLACES = {
     "KasminaLayer": "esper.jax_backend.layers",
     "MorphableModel": "esper.jax_backend.model",
     "SeedLifecycleState": "esper.lifecycle",
+    "certificate": "esper.certify",
     "compact": "esper.growth.reserve",
     "cull": "esper.growth.verbs",
     "explain_sharding": "esper.sharding",

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from esper.certify import arguments, certificate
 from esper.errors import ArgumentError, ParityError, WrapError
 from esper.growth.reserve import Reserve, reserved
 from esper.jax_backend.cache import KernelCache
-from esper.jax_backend.devices import whole
 from esper.jax_backend.interchange import adopt, constants, wide
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import is_lowered
 from esper.jax_backend.remat import NOTHING, Remat
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.source import Structure
-from esper.parity import Agreement, compare, tolerance
-from esper.program import flatten
+from esper.jax_backend.state import host_arrays, live_growths
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from esper.torch_frontend.rebuild import Growth
     from esper.torch_frontend.targets import Target
 
 
@@ -115,86 +110,58 @@ def wrap(
     return reserved(model, reserve) if reserve else model
 
 
-def unwrap(model: MorphableModel, *, probe: Any = None, verify: bool = True) -> nn.Module:
+def unwrap(
+    model: MorphableModel, *, probe: Any = None, verify: bool = True, fold: bool = False, into: nn.Module | None = None
+) -> nn.Module:
     """The model as a plain `torch.nn.Module`, trained, with everything that grew.
 
     Args:
         model: A wrapped model.
         probe: Inputs to compare on (as `example_inputs` of `wrap`); None draws random ones for each
             evaluation-mode Program captured so far.
-        verify: Whether to compare at all.
+        verify: Whether to compare the outputs at all; `esper.certificate` compares gradients too.
+        fold: Whether kernels become part of the layers beside which they grew, where that is exact algebra: linear ones
+            in linear layers, convolutions and embeddings, scales and shifts in those, in norms and in what reads the
+            layer in an `nn.Sequential`, hidden units in blocks of two layers. A layer is left as it is if that would
+            take more weights than layer and kernels have, if it shares its weights with others, or if it is not all
+            that torch's own class is.
+        into: An instance of the model's class to write into, whose mode stays as it is; None makes a new one. Layers
+            that were folded have new parameters, which an optimiser of the old ones does not know.
 
     Returns:
-        A new module of the original class, with the original `state_dict` keys; kernels that take part in
-        the forward (GRAFTING, ACTIVE, FOSSILIZED with alpha above 0) are submodules `grown` of their layer.
-        Kernels still TRAINING are no part of the model's function and are left out. The attribute
-        `esper_certificate` holds what the comparison measured, as a plain dict.
+        A module of the original class, with the original `state_dict` keys; kernels that take part in
+        the forward (GRAFTING, ACTIVE, FOSSILIZED with alpha above 0) and are not folded are submodules `grown` of their
+        layer. Kernels still TRAINING are no part of the model's function and are left out. The attribute
+        `esper_certificate` holds what the comparison measured, as a plain dict; `esper_folding` how many kernels of
+        each layer were merged, and why others were kept.
 
     Raises:
         ParityError: The two disagree beyond the tolerance of the dtype.
+        ArgumentError: `into` has other parameters or buffers than the model, or is of another class.
+
+    Example:
+        >>> import esper, jax, torch
+        >>> model = esper.wrap(torch.nn.Linear(3, 2))
+        >>> model, _ = esper.germinate(model, None, layer="", blueprint="low_rank", key=jax.random.key(0))
+        >>> for state in (esper.SeedLifecycleState.GRAFTING, esper.SeedLifecycleState.ACTIVE):
+        ...     model = esper.transition(model, layer="", seed=0, to=state)
+        >>> esper.unwrap(model, fold=True)
+        Linear(in_features=3, out_features=2, bias=True)
     """
-    from esper.torch_frontend.rebuild import rebuild
+    from esper.torch_frontend.rebuild import put, rebuild
 
     source: Any = model.structure.source
-    module = rebuild(source, _tensors(model), list(_growths(model)))
+    module = rebuild(source, host_arrays(model), into)
+    folding = put(module, live_growths(model), merged=fold)
+    if fold:
+        object.__setattr__(module, "esper_folding", asdict(folding))
     if verify:
-        found = certificate(model, module, probe)
+        found = certificate(model, module, probe, gradients=False)
         if found is not None:
             object.__setattr__(module, "esper_certificate", asdict(found))
-            if found.scaled > tolerance(found.dtype):
+            if not found.holds:
                 raise ParityError(f"the unwrapped module disagrees with the model: {found}")
     return module
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What comparing a model with its unwrapped module measured, in evaluation mode.
-
-    Attributes:
-        max_abs: Largest absolute difference of any output.
-        max_rel: The same, relative to the output's largest magnitude.
-        scaled: The same, relative to that magnitude or 1, whichever is larger; what the tolerance is for.
-        dtype: The least precise floating dtype among the outputs.
-        calls: How many calls were compared.
-    """
-
-    max_abs: float
-    max_rel: float
-    scaled: float
-    dtype: str
-    calls: int
-
-
-def certificate(model: MorphableModel, module: nn.Module, probe: Any = None) -> Certificate | None:
-    """Compares the model's and the module's outputs; None if there is nothing to compare on yet.
-
-    Args:
-        model: A wrapped model.
-        module: What `unwrap` gave.
-        probe: As for `unwrap`.
-    """
-    from esper.torch_frontend.probe import evaluating
-
-    calls = [_arguments(probe)] if probe is not None else _probes(model)
-    gaps: list[Agreement] = []
-    dtypes: list[str] = []
-    for args, kwargs in calls:
-        with evaluating(module) as run:
-            wanted, _ = flatten(run(*args, **kwargs))
-        found, _ = flatten(model(*args, **kwargs))
-        for actual, expected in zip(found, wanted, strict=False):
-            if hasattr(expected, "detach"):
-                gaps.append(compare(_numpy(actual), _numpy(expected)))
-                dtypes += [str(value.dtype).removeprefix("torch.") for value in (actual, expected)]
-    if not gaps:
-        return None
-    return Certificate(
-        max_abs=max(gap.max_abs for gap in gaps),
-        max_rel=max(gap.max_rel for gap in gaps),
-        scaled=max(gap.scaled for gap in gaps),
-        dtype=max(dtypes, key=tolerance),
-        calls=len(calls),
-    )
 
 
 def _check_arguments(module: Any, seeds_per_layer: Any, cache_size_mb: Any) -> None:
@@ -211,53 +178,9 @@ def _check_arguments(module: Any, seeds_per_layer: Any, cache_size_mb: Any) -> N
             raise ArgumentError(f"{name} is at least 0, not {value}")
 
 
-def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    return (given, {}) if isinstance(given, tuple) else ((given,), {})
-
-
 def _trace_now(model: MorphableModel, example_inputs: Any) -> None:
     from esper.jax_backend.call import prepare
     from esper.jax_backend.registry import check_lowered
 
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = arguments(example_inputs)
     check_lowered(prepare(model.structure.source, args, kwargs, train=False).program)
-
-
-def _tensors(model: MorphableModel) -> dict[str, torch.Tensor]:
-    source = model.structure.source
-    arrays = {**model.params["host"], **model.buffers}
-    return {name: source.to_foreign(whole(array), None) for name, array in arrays.items()}
-
-
-def _growths(model: MorphableModel) -> list[Growth]:
-    from esper.torch_frontend.rebuild import Growth
-
-    live, alpha = np.asarray(model.seeds.live()), np.asarray(model.seeds.alpha)
-    growths = []
-    for kernel in model.structure.kernels:
-        row = model.structure.row(kernel.layer)
-        if live[row, kernel.seed]:
-            arrays = model.params["kernels"][kernel.layer][kernel.seed]
-            params = {name: kernel.source.to_foreign(whole(array), None) for name, array in arrays.items()}
-            source: Any = kernel.source
-            weight = float(alpha[row, kernel.seed])
-            growths.append(Growth(kernel.layer, source, params, kernel.placement, weight, kernel.blend))
-    return growths
-
-
-def _probes(model: MorphableModel) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    from esper.torch_frontend.probe import random_call
-
-    source: Any = model.structure.source
-    return [random_call(signature, double=source.narrowed) for signature in source.calls()]
-
-
-def _numpy(value: Any) -> np.ndarray:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-    return np.asarray(value)

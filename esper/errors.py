@@ -84,6 +84,10 @@ class ArtifactError(SeedError):
     """A stored kernel that is not there, does not fit, or is not what its digest names."""
 
 
+class StateError(EsperError, RuntimeError):
+    """A checkpoint that does not match the model, or cannot be read."""
+
+
 class ShardingError(EsperError, ValueError):
     """Rules, a mesh or a batch that do not go together; `problems` lists every reason found."""
 

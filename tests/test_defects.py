@@ -270,7 +270,7 @@ def test_the_certificate_measures_and_unwrap_refuses_a_difference():
     module = esper.unwrap(model, probe=x)
     assert 0 <= module.esper_certificate["scaled"] <= 1e-5
     assert module.esper_certificate["calls"] == 1
-    from esper.api import certificate
+    from esper import certificate
 
     with torch.no_grad():
         module[0].weight += 1

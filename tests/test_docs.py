@@ -37,6 +37,12 @@ def test_the_page_on_sharding_runs():
     assert next(iter(scope["trained"].state_dict())) == "0.weight"
 
 
+def test_the_page_on_the_way_back_runs():
+    scope = run_blocks("docs/leaving.md", 3)
+    assert list(scope["folded"].esper_folding["kept"]) == ["3"]
+    assert len(scope["keys"].missing_keys) == 0
+
+
 def test_every_file_a_document_links_to_exists():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

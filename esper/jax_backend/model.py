@@ -27,6 +27,7 @@ from esper.jax_backend.registry import check_lowered
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.slots import reserved_kernels
 from esper.jax_backend.source import Kernel, Structure
+from esper.jax_backend.state import host_arrays, live_growths, loaded_state
 from esper.lifecycle import SeedLifecycleState
 from esper.program import Program
 
@@ -141,6 +142,38 @@ class MorphableModel(struct.PyTreeNode):
             SeedError: The seed holds no kernel.
         """
         return unloaded(self, layer, seed, keep=True)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arrays as torch tensors of their own, under the keys and in the order that the module has for them.
+
+        Kernels that take part in the forward follow, under the keys that they have in the unwrapped module; those that
+        do not are no part of it. What a module has besides tensors (`get_extra_state`) is as it was.
+        """
+        return self.structure.source.state_dict(host_arrays(self), live_growths(self))
+
+    def load_state_dict(self, state: Any, strict: bool = True) -> tuple[MorphableModel, Any]:
+        """The model with the values of a torch checkpoint, as `torch.nn.Module.load_state_dict` reads it.
+
+        Args:
+            state: A mapping of keys to tensors; or the path of a file that holds one, of safetensors or of `torch.save`
+                (which is read with `weights_only=True`: nothing in it is executed).
+            strict: Whether keys that are missing, or that the model does not have, are an error.
+
+        Returns:
+            The model, and torch's report: its `missing_keys` and `unexpected_keys`.
+
+        Raises:
+            StateError: Keys do not match and `strict` is set, shapes differ, or the file holds no such mapping.
+            PrecisionError: A 64-bit value that does not fit while JAX's 64-bit mode is off.
+
+        Example:
+            >>> import esper, torch
+            >>> model = esper.wrap(torch.nn.Linear(3, 2))
+            >>> model, keys = model.load_state_dict({"weight": torch.ones(2, 3)}, strict=False)
+            >>> keys.missing_keys
+            ['bias']
+        """
+        return loaded_state(self, state, strict)
 
     def stats(self) -> dict[str, Any]:
         """Counts: parameters, buffers, bytes, layers, kernels, seeds by state, captured Programs, cached kernels."""

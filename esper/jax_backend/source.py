@@ -11,7 +11,7 @@ import numpy as np
 
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.remat import Remat
-from esper.program import GRAFT, LayerSite, Program, Signature, TensorType
+from esper.program import GRAFT, Growth, LayerSite, Program, Signature, TensorType
 
 
 class Sprout(Protocol):
@@ -74,6 +74,16 @@ class ModuleSource(Protocol):
 
     def to_foreign(self, array: Any, dtype: str | None) -> Any:
         """A foreign tensor from an array."""
+        ...
+
+    def state_dict(self, arrays: Mapping[str, Any], growths: Sequence[Growth]) -> dict[str, Any]:
+        """Foreign tensors under the module's own keys."""
+        ...
+
+    def load_state_dict(
+        self, arrays: Mapping[str, Any], growths: Sequence[Growth], given: Any, strict: bool
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
+        """Foreign tensors of host and kernels by name, after a checkpoint was read; which keys did not match."""
         ...
 
     def sprout(

@@ -15,6 +15,7 @@ from esper.program.graph import (
     Ref,
     TensorType,
 )
+from esper.program.growth import Growth
 from esper.program.repeats import Block, Occurrence
 from esper.program.signature import Signature, Static
 from esper.program.site import LayerSite
@@ -27,6 +28,7 @@ __all__ = [
     "BindError",
     "Block",
     "DType",
+    "Growth",
     "InputSpec",
     "LayerSite",
     "Node",

@@ -36,7 +36,7 @@ def markers(layers: Mapping[str, nn.Module]) -> Iterator[None]:
     """While open, every call of one of `layers` leaves a marker with the layer's name."""
     with ExitStack() as stack:
         for name, layer in layers.items():
-            handle = layer.register_forward_hook(_hook(name), with_kwargs=True)
+            handle = layer.register_forward_hook(_hook(name), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield
 

@@ -7,7 +7,7 @@ kernels are ordinary submodules under `grown`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -20,8 +20,9 @@ from esper.blending import joined
 class Branch(nn.Module):
     """A kernel with its weight, what it is fed and how it joins."""
 
-    def __init__(self, kernel: nn.Module, alpha: float, placement: str, blend: str) -> None:
+    def __init__(self, kernel: nn.Module, alpha: float, placement: str, blend: str, seed: int = 0) -> None:
         super().__init__()
+        self.seed = seed
         self.kernel = kernel
         self.alpha = alpha
         self.placement = placement
@@ -37,6 +38,14 @@ class Branch(nn.Module):
         return f"alpha={self.alpha:g}, placement={self.placement!r}, blend={self.blend!r}"
 
 
+def beside(branches: Iterable[nn.Module], input: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
+    """What a layer gives, with branches in it, one after the other."""
+    output = host
+    for branch in branches:
+        output = branch(input, host, output)
+    return output
+
+
 class Grown:
     """Mixed into a layer's class: the layer's own output with its branches in it."""
 
@@ -46,10 +55,7 @@ class Grown:
         """The host's forward, then each branch."""
         host = super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         input = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        output = host
-        for branch in self.grown:
-            output = branch(input, host, output)
-        return output
+        return beside(self.grown, input, host)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickled by its host class, since its own class has no module-level name."""

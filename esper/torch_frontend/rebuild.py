@@ -2,52 +2,123 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from esper.errors import EsperError
+from esper.errors import ArgumentError, EsperError
+from esper.program import Growth
+from esper.torch_frontend.arrays import to_torch
+from esper.torch_frontend.folding import fold, fold_into_next
 from esper.torch_frontend.grown import Branch, grow
 from esper.torch_frontend.skeleton import set_mode
-from esper.torch_frontend.source import TorchSource
+
+if TYPE_CHECKING:  # which makes its state of these functions
+    from esper.torch_frontend.source import TorchSource
 
 
-@dataclass(frozen=True)
-class Growth:
-    """A kernel to be put beside its layer: its own source, its trained arrays, its place, its weight, how it joins."""
+@dataclass
+class Folding:
+    """What became of the kernels that were to be merged into their layers.
 
-    layer: str
-    source: TorchSource
-    params: Mapping[str, torch.Tensor]
-    placement: str
-    alpha: float
-    blend: str
+    Attributes:
+        merged: How many there are no more, by layer.
+        kept: Why others are still there, by layer.
+    """
+
+    merged: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
 
 
-def rebuild(source: TorchSource, tensors: Mapping[str, torch.Tensor], growths: Sequence[Growth]) -> nn.Module:
-    """A new module of the original class holding `tensors`, with every growth beside its layer.
+def rebuild(source: TorchSource, arrays: Mapping[str, Any], into: nn.Module | None = None) -> nn.Module:
+    """A module of the original class holding the values of `arrays`, in the mode of the original.
 
     Args:
         source: Where the model came from.
-        tensors: Parameters and buffers by torch name; tied ones under their first name.
-        growths: The kernels that take part in the forward.
+        arrays: Parameters and buffers by torch name; tied ones under their first name.
+        into: An instance to write into; None: a new one.
+
+    Raises:
+        ArgumentError: `into` is not of that class, or has other parameters or buffers.
     """
-    module = source.template()
-    fill(module, {name: source.original(name, tensor) for name, tensor in tensors.items()})
-    for growth in growths:
-        kernel = growth.source.template()
-        fill(kernel, growth.params)
-        branch = Branch(kernel, growth.alpha, growth.placement, growth.blend)
-        module = grow(module, growth.layer, branch)
-    set_mode(module, source.modes.get("", False), source.modes)
+    template = source.template()
+    if into is not None:
+        check_alike(into, template)
+    module = template if into is None else into
+    fill(module, {name: source.original(name, to_torch(array)) for name, array in arrays.items()})
+    if into is None:
+        set_mode(module, source.modes.get("", False), source.modes)
     return module
+
+
+def put(module: nn.Module, growths: Sequence[Growth], *, merged: bool = False) -> Folding:
+    """Puts every growth beside its layer, or merges it into the layer where that is exact algebra.
+
+    Args:
+        module: The module that the growths belong to.
+        growths: The kernels that take part in the forward, ordered by layer and seed.
+        merged: Whether to merge.
+    """
+    folding, by_layer = Folding(), defaultdict[str, list[Growth]](list)
+    for growth in growths:
+        by_layer[growth.layer].append(growth)
+    # From the last to the first: a layer may be merged into its parts and into its reader, which come after it.
+    for layer in reversed([name for name, _ in module.named_modules() if name in by_layer]):
+        branches = [_branch(growth, module.get_submodule(layer)) for growth in by_layer[layer]]
+        left, why = merge(module, layer, branches, by_layer[layer][0].input) if merged else (branches, "")
+        folding.merged[layer] = len(branches) - len(left)
+        if left:
+            folding.kept[layer] = why
+        for branch in left:
+            grow(module, layer, branch)
+    return folding
+
+
+def merge(
+    module: nn.Module, layer: str, branches: list[Branch], input: Sequence[int | str]
+) -> tuple[list[Branch], str]:
+    """Merges what can be merged; what is left, and why."""
+    left, why = fold(module, layer, branches, input)
+    return ([], "") if len(left) == len(branches) and fold_into_next(module, layer, branches) else (left, why)
+
+
+def _branch(growth: Growth, layer: nn.Module) -> Branch:
+    kernel = growth.source.template()
+    fill(kernel, {name: to_torch(array) for name, array in growth.params.items()})
+    return Branch(kernel, growth.alpha, growth.placement, growth.blend, growth.seed).train(layer.training)
+
+
+def check_alike(module: nn.Module, template: nn.Module) -> None:
+    """Checks that the values of one module can be written into another.
+
+    Raises:
+        ArgumentError: They cannot; the message lists what differs.
+    """
+    if type(module) is not type(template):
+        raise ArgumentError(f"into: a {type(module).__name__}, and the model was made of a {type(template).__name__}")
+    theirs, ours = (
+        {name: (tuple(t.shape), t.dtype) for name, t in _tensors(each).items()} for each in (module, template)
+    )
+    wrong = [
+        f"{name}: {theirs.get(name, 'none')} for {ours.get(name, 'none')}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+    if wrong:
+        raise ArgumentError(f"into: its parameters and buffers are not the model's: {'; '.join(wrong)}")
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes `tensors` into the module's parameters and buffers of the same names."""
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = _tensors(module)
     lost = own.keys() - tensors.keys()
     if lost:
         raise EsperError(f"no values for {sorted(lost)}")

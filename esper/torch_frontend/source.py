@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from esper.errors import RefusedError, TraceError, WrapError
-from esper.program import BindError, LayerSite, Program, Signature, Static, TensorType
-from esper.torch_frontend import capture, program_cache
+from esper.program import BindError, Growth, LayerSite, Program, Signature, Static, TensorType
+from esper.torch_frontend import capture, checkpoints, program_cache
 from esper.torch_frontend.arrays import exportable, to_torch
 from esper.torch_frontend.blueprints import build, copied
 from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
+from esper.torch_frontend.rebuild import put, rebuild
 from esper.torch_frontend.scripted import tensors_stay
 from esper.torch_frontend.skeleton import modes, set_mode, skeleton
 from esper.torch_frontend.state import settled
@@ -140,6 +141,29 @@ class TorchSource:
     def to_foreign(self, array: Any, dtype: str | None = None) -> torch.Tensor:
         """A torch tensor from an array, with memory of its own."""
         return to_torch(array, dtype)
+
+    def state_dict(self, arrays: Mapping[str, Any], growths: Sequence[Growth]) -> dict[str, torch.Tensor]:
+        """The module's state, its values from arrays by torch name, kernels in it."""
+        return self._filled(arrays, growths).state_dict()
+
+    def load_state_dict(
+        self, arrays: Mapping[str, Any], growths: Sequence[Growth], given: Any, strict: bool
+    ) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]], Any]:
+        """Parameters and buffers by name, and those of each kernel, after a checkpoint was read; torch's report.
+
+        Raises:
+            StateError: The checkpoint does not match, or cannot be read.
+        """
+        module = self._filled(arrays, growths)
+        report = checkpoints.load(module, given, strict)
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        host = {name: named[name].detach() for name in arrays}
+        return host, checkpoints.growths_of(module, growths), report
+
+    def _filled(self, arrays: Mapping[str, Any], growths: Sequence[Growth]) -> nn.Module:
+        module = rebuild(self, arrays)
+        put(module, growths)
+        return module
 
     def sprout(
         self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int, blend: str = "add"
