@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from esper.growth.loading import load_kernel, unload_kernel
     from esper.growth.reserve import compact, reserve
     from esper.growth.verbs import cull, germinate, set_alpha, transition
+    from esper.hosting import torch_module
     from esper.jax_backend.layers import KasminaLayer
     from esper.jax_backend.model import MorphableModel
     from esper.jax_backend.registry import lowers
@@ -44,6 +45,7 @@ __all__ = [
     "reserve",
     "set_alpha",
     "shard",
+    "torch_module",
     "transition",
     "unload_kernel",
     "unwrap",
@@ -66,6 +68,7 @@ _PLACES = {
     "reserve": "esper.growth.reserve",
     "set_alpha": "esper.growth.verbs",
     "shard": "esper.sharding",
+    "torch_module": "esper.hosting",
     "transition": "esper.growth.verbs",
     "unload_kernel": "esper.growth.loading",
     "unwrap": "esper.api",

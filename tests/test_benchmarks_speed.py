@@ -6,7 +6,17 @@ from functools import partial
 import pytest
 
 from benchmarks.speed import goals, overhead, report, seeds, warm
-from benchmarks.speed.costs import Seeded, SeededStep, Warm, load_seeded, load_warm, save_seeded, save_warm
+from benchmarks.speed.contenders import HOSTED
+from benchmarks.speed.costs import (
+    Seeded,
+    SeededStep,
+    Warm,
+    load_seeded,
+    load_warm,
+    save_hosted,
+    save_seeded,
+    save_warm,
+)
 from benchmarks.speed.hlo import instructions
 from benchmarks.speed.measure import measured
 from benchmarks.speed.models.bert import Bert
@@ -52,6 +62,16 @@ def test_contenders_agree(run):
     assert {name: outcome.wrong or outcome.absent for name, outcome in run.items()} == dict.fromkeys(IN_PROCESS, "")
     assert all(len(outcome.losses) == len(outcome.step_ms) == len(outcome.infer_ms) == 3 for outcome in run.values())
     assert run["esper"].losses[2] < run["esper"].losses[0]
+
+
+def test_a_loop_of_torchs_is_a_contender_of_its_own(tmp_path):
+    found = measured(prepared(TINY), ("eager torch", "esper", HOSTED), turns=1)
+    assert not any(outcome.wrong or outcome.absent for outcome in found.values())
+    save_hosted(Measurement("resnet18", TINY.about, True, {"cores": "2"}, (found, found)), tmp_path)
+    page = report.write(tmp_path, tmp_path / "performance.md").read_text()
+    assert (
+        "## In a loop of torch's" in page and "| resnet18 |" in page and "in a loop of torch / in esper's own" in page
+    )
 
 
 @pytest.mark.parametrize("family", SMALL)

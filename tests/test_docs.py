@@ -38,9 +38,12 @@ def test_the_page_on_sharding_runs():
 
 
 def test_the_page_on_the_way_back_runs():
-    scope = run_blocks("docs/leaving.md", 3)
+    scope = run_blocks("docs/leaving.md", 5)
     assert list(scope["folded"].esper_folding["kept"]) == ["3"]
     assert len(scope["keys"].missing_keys) == 0
+    assert bool(scope["module"].mean.grad.any()) and scope["back"].params["host"].keys() == scope["state"].keys() - {
+        key for key in scope["state"] if "grown" in key
+    }
 
 
 def test_every_file_a_document_links_to_exists():

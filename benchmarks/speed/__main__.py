@@ -1,6 +1,6 @@
 """Measures and makes the page: `python -m benchmarks.speed [workload | part ...]`; all of it by default.
 
-Parts are `overhead`, `seeds`, `warm` and `report`, which only makes the page; `seeds:gpt` is that of one workload.
+Parts are `overhead`, `seeds`, `hosted`, `warm` and `report`, which only makes the page; `seeds:gpt` is one workload's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.speed import measure, overhead, report, resident, seeds, warm
 from benchmarks.speed.contenders import CONTENDERS
-from benchmarks.speed.costs import Seeded, Warm, save_overhead, save_seeded, save_warm
+from benchmarks.speed.costs import Seeded, Warm, save_hosted, save_overhead, save_seeded, save_warm
 from benchmarks.speed.results import Measurement, save
 from benchmarks.speed.workloads import WORKLOADS
 
@@ -37,6 +37,9 @@ def main() -> None:
     for name in _listed("seeds", seeds.LAYERS, chosen.what):
         runs = tuple(alone(seeds.one_run, name) for _ in range(chosen.runs))
         save_seeded(Seeded(name, seeds.LAYERS[name], machine(), runs))
+    for name in _listed("hosted", measure.IN_TORCH, chosen.what):
+        runs = tuple(alone(measure.hosted_run, name) for _ in range(chosen.runs))
+        save_hosted(Measurement(name, WORKLOADS[name].about, WORKLOADS[name].tuned, machine(), runs))
     for name in _listed("warm", warm.LISTED, chosen.what):
         save_warm(Warm(name, machine(), tuple(_twice(name) for _ in range(chosen.runs))))
     print(report.write())
@@ -86,8 +89,9 @@ def machine() -> dict[str, str]:
 
 
 def _arguments() -> argparse.Namespace:
-    known = [*WORKLOADS, "overhead", "seeds", "warm", "report"]
-    single = {f"seeds:{name}" for name in seeds.LAYERS} | {f"warm:{name}" for name in warm.LISTED}
+    known = [*WORKLOADS, "overhead", "seeds", "hosted", "warm", "report"]
+    parts = {"seeds": seeds.LAYERS, "hosted": measure.IN_TORCH, "warm": warm.LISTED}
+    single = {f"{part}:{name}" for part, names in parts.items() for name in names}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed")
     parser.add_argument("what", nargs="*", metavar="workload", help=f"of: {', '.join(known)}; all by default")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The form of the results that are no race: calls, seeds, and processes that find caches."""
+"""The form of the results that are no race: calls, seeds, loops of torch's, and processes that find caches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.results import FOLDER, write
+from benchmarks.speed.results import FOLDER, Measurement, load, save, write
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,16 @@ def load_seeded(folder: Path = FOLDER) -> list[Seeded]:
     """Reads all of them."""
     read = [json.loads(path.read_text()) for path in sorted((folder / "seeds").glob("*.json"))]
     return [Seeded(runs=tuple(map(_seed_run, found.pop("runs"))), **found) for found in read]
+
+
+def save_hosted(found: Measurement, folder: Path = FOLDER) -> Path:
+    """Writes the file of a workload in a loop of torch's."""
+    return save(found, folder / "hosted")
+
+
+def load_hosted(folder: Path = FOLDER) -> list[Measurement]:
+    """Reads all of them."""
+    return [load(path) for path in sorted((folder / "hosted").glob("*.json"))]
 
 
 def save_warm(found: Warm, folder: Path = FOLDER) -> Path:

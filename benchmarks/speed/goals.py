@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.markdown import table
+from benchmarks.speed.contenders import HOSTED
 from benchmarks.speed.costs import Seeded, Warm
+from benchmarks.speed.measure import IN_TORCH
 from benchmarks.speed.results import Measurement, Outcome, Run
 from benchmarks.speed.seeds import LAYERS, RANK, SEEDS
 from benchmarks.speed.tables import spread
@@ -78,10 +80,12 @@ class Goal:
         return told if self.met(figure) else f"**{told}**"
 
 
-def lines(found: Mapping[str, Measurement], seeded: Sequence[Seeded], warm: Sequence[Warm]) -> Iterator[str]:
+def lines(
+    found: Mapping[str, Measurement], seeded: Sequence[Seeded], warm: Sequence[Warm], hosted: Sequence[Measurement]
+) -> Iterator[str]:
     """The table of goals."""
     heads = ["ratio", "goal", "mean over runs (lowest-highest); **missed**", "met"]
-    yield from table(heads, (goal.row() for goal in (*races(found), *costs(seeded, warm))))
+    yield from table(heads, (goal.row() for goal in (*races(found), *costs(seeded, warm), in_torch(hosted))))
 
 
 def races(found: Mapping[str, Measurement]) -> Iterator[Goal]:
@@ -127,6 +131,13 @@ def costs(seeded: Sequence[Seeded], warm: Sequence[Warm]) -> Iterator[Goal]:
         yield Goal(f"{title}: {SEEDS} dormant seeds on every layer / none", figures)
     figures = [Figure(name, by_name[name].overspent() if name in by_name else [], 1.1) for name in LAYERS]
     yield Goal(f"train step with an active seed of rank {RANK}: ratio of times / of FLOPs", figures)
+
+
+def in_torch(hosted: Sequence[Measurement]) -> Goal:
+    """That of a model in a loop of torch's."""
+    by_name = {found.workload: found for found in hosted}
+    ratios = ((name, by_name[name].ratios(HOSTED, "step") if name in by_name else []) for name in IN_TORCH)
+    return Goal("train step: in a loop of torch / in esper's own", [Figure(*each, 1.1) for each in ratios])
 
 
 def faster(found: Measurement | None, rivals: Sequence[str], what: str, upside_down: bool = False) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.contenders import CONTENDERS, Contender, Unavailable, enter
+from benchmarks.speed.contenders import CONTENDERS, HOSTED, Contender, Unavailable, enter
 from benchmarks.speed.results import Outcome, Run
 from benchmarks.speed.workloads import WORKLOADS, Problem, prepared
 from esper.allocation import keep_freed_memory
@@ -27,10 +27,19 @@ TOLERANCE = 1e-3
 REFERENCE = "eager torch"
 
 
+IN_TORCH = ("resnet18", "resnet18_cifar", "gpt")
+"""Workloads that esper also runs in a loop of torch's."""
+
+
 def one_run(workload: str, names: Iterable[str]) -> Run:
     """One run of a listed workload, in a process that keeps the memory it frees."""
     keep_freed_memory()
     return measured(prepared(WORKLOADS[workload]), names)
+
+
+def hosted_run(workload: str) -> Run:
+    """One run of esper's own loop beside a loop of torch's, in a process that keeps the memory it frees."""
+    return one_run(workload, (REFERENCE, "esper", HOSTED))
 
 
 def measured(problem: Problem, names: Iterable[str] = tuple(CONTENDERS), turns: int = TURNS) -> Run:

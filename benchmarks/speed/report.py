@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks.markdown import table
 from benchmarks.speed import goals
-from benchmarks.speed.contenders import CONTENDERS
-from benchmarks.speed.costs import Overhead, Seeded, Warm, load_overhead, load_seeded, load_warm
+from benchmarks.speed.contenders import CONTENDERS, HOSTED
+from benchmarks.speed.costs import Overhead, Seeded, Warm, load_hosted, load_overhead, load_seeded, load_warm
 from benchmarks.speed.results import FOLDER, Measurement, Outcome, load
 from benchmarks.speed.tables import NOTHING, mean, number, spelt, spread
 from benchmarks.speed.workloads import WORKLOADS
@@ -64,22 +64,23 @@ def section(found: Measurement) -> Iterator[str]:
 
 
 def _lines(found: list[Measurement], folder: Path) -> Iterator[str]:
-    seeded, warm, calls = load_seeded(folder), load_warm(folder), load_overhead(folder)
+    seeded, warm, calls, hosted = load_seeded(folder), load_warm(folder), load_overhead(folder), load_hosted(folder)
     yield _HEAD
-    if not (found or seeded or warm or calls):
+    if not (found or seeded or warm or calls or hosted):
         yield "Nothing is measured yet."
         return
-    yield from _machines([*found, *seeded, *warm])
+    yield from _machines([*found, *seeded, *warm, *hosted])
     if found:
         yield "\n## How many times as long as esper the others take\n"
         yield "Train step / inference: means over runs of ratios of medians; above 1, esper is faster.\n"
         yield from table(["", "esper, ms", *_rivals(found)], _summary(found))
     yield "\n## Goals\n"
-    yield from goals.lines({m.workload: m for m in found}, seeded, warm)
+    yield from goals.lines({m.workload: m for m in found}, seeded, warm, hosted)
     yield "\n## Why goals are missed\n"
     yield CAUSES.read_text().rstrip()
     yield from _behind(found)
     yield from _seeds(seeded)
+    yield from _hosted(hosted)
     yield from _starts(warm)
     yield from _calls(calls)
     yield from _sections("The networks that esper is tuned on", [m for m in found if m.tuned])
@@ -126,6 +127,22 @@ def _seeds(seeded: Sequence[Seeded]) -> Iterator[str]:
     )
     yield from table(["", *names.values()], rows)
     yield "\nThe active seed is beside: " + ", ".join(f"`{found.layer}` of {found.workload}" for found in seeded) + "."
+
+
+def _hosted(hosted: Sequence[Measurement]) -> Iterator[str]:
+    if not hosted:
+        return
+    yield "\n## In a loop of torch's\n"
+    yield (
+        "`esper.torch_module` with torch's cross-entropy and fused AdamW, beside esper's own step and the eager module"
+        " in the same loop. Ratios to esper's own: means over runs (lowest-highest).\n"
+    )
+    rivals = (HOSTED, "eager torch")
+    rows = (
+        [m.workload, number(m.mean("esper", "step")), *(spread(m.ratios(who, "step")) for who in rivals)]
+        for m in hosted
+    )
+    yield from table(["", "esper's train step, ms", *rivals], rows)
 
 
 def _starts(warm: Sequence[Warm]) -> Iterator[str]:

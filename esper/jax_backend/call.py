@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 
 from esper.jax_backend.devices import whole
 from esper.jax_backend.evaluate import resolve
-from esper.jax_backend.interchange import describe, is_foreign, to_array
+from esper.jax_backend.interchange import Taken, adopt, describe, is_foreign, to_array
 from esper.jax_backend.registry import lowering
 from esper.jax_backend.source import ModuleSource
 from esper.program import Program, Ref, Signature, TensorType, flatten, unflatten
@@ -32,19 +32,21 @@ class Call:
     foreign: bool
 
 
-def prepare(source: ModuleSource, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Call:
-    """Finds the Program for a call, tracing if there is none that covers it."""
+def prepare(
+    source: ModuleSource, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool, taken: Taken = adopt
+) -> Call:
+    """Finds the Program for a call, tracing if there is none that covers it; `taken` says how torch's tensors are."""
     leaves, tree = flatten((args, dict(kwargs)))
     places = [""] * len(leaves)
     if not all(isinstance(leaf, jax.Array) for leaf in leaves):  # the rest may be refused, by its place
         places = [path.removeprefix("[0]").removeprefix("[1]") for path in tree.paths()]
-    arrays = [to_array(source, leaf, place) for leaf, place in zip(leaves, places, strict=True)]
+    arrays = [to_array(source, leaf, place, taken) for leaf, place in zip(leaves, places, strict=True)]
     kinds = tuple(describe(leaf, array, p) for leaf, array, p in zip(leaves, arrays, places, strict=True))
     program = source.program(Signature(tree, kinds, train))
     return Call(program, [a for a in arrays if a is not None], any(map(is_foreign, leaves)))
 
 
-def assemble(source: ModuleSource, call: Call, arrays: list[jax.Array]) -> Any:
+def assemble(source: ModuleSource, call: Call, arrays: Sequence[Any]) -> Any:
     """The module's outputs around the arrays that running the Program gave."""
     given = iter(arrays)
     leaves: list[Any] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from esper.jax_backend.source import ModuleSource
 from esper.program import Static, TensorType
 
 _WIDE = {"int32": "int64"}  # with x64 off, JAX's int32 carries what torch calls int64
+Taken = Callable[[ModuleSource, Any, str], jax.Array]
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -44,6 +46,19 @@ def adopt(source: ModuleSource, tensor: Any, place: str) -> jax.Array:
         return jnp.array(source.exportable(tensor, place))
 
 
+def borrow(source: ModuleSource, tensor: Any, place: str) -> jax.Array:
+    """A JAX array on the memory of a torch tensor, or on a copy where JAX cannot read that.
+
+    It is no value: whoever borrows sees to it that nobody writes there meanwhile.
+    """
+    return on_memory_of(source.lend(tensor, place))
+
+
+def on_memory_of(lent: Any) -> jax.Array:
+    """A JAX array of a numpy array, or on the memory of what DLPack reads."""
+    return jnp.asarray(lent) if isinstance(lent, np.ndarray) else jax.dlpack.from_dlpack(lent)
+
+
 def constants(source: ModuleSource) -> dict[str, jax.Array]:
     """The JAX copies of what the captures close over, each made once."""
     for name in source.constants.keys() - source.carried.keys():
@@ -51,10 +66,10 @@ def constants(source: ModuleSource) -> dict[str, jax.Array]:
     return source.carried
 
 
-def to_array(source: ModuleSource, leaf: Any, place: str) -> jax.Array | None:
-    """`leaf` as a JAX array, None if it is no tensor."""
+def to_array(source: ModuleSource, leaf: Any, place: str, taken: Taken = adopt) -> jax.Array | None:
+    """`leaf` as a JAX array, None if it is no tensor; `taken` says how torch's are."""
     if is_foreign(leaf):
-        return adopt(source, leaf, place)
+        return taken(source, leaf, place)
     if isinstance(leaf, jax.Array):
         return leaf
     if isinstance(leaf, np.ndarray | np.generic):

@@ -83,7 +83,7 @@ class MorphableModel(struct.PyTreeNode):
         call = prepare(source, args, kwargs, train)
         check_lowered(call.program)
         check_key(call.program, key)
-        arrays, state, seeds = _run(self, call.program, call.tensors, key, self._late_constants())
+        arrays, state, seeds = run_program(self, call.program, call.tensors, key, self.late_constants())
         moved = self if self.structure.shadow else self._moved(state, seeds)
         return assemble(source, call, arrays), moved
 
@@ -197,6 +197,10 @@ class MorphableModel(struct.PyTreeNode):
             "kernel_cache": asdict(self.structure.cache.statistics()),
         }
 
+    def late_constants(self) -> dict[str, jax.Array]:
+        """What the captures turned out to close over besides `constants`."""
+        return {n: array for n, array in constants(self.structure.source).items() if n not in self.constants}
+
     def __repr__(self) -> str:
         waiting = reserved_kernels(self)
         held = {f"{k.layer}[{k.seed}]": k.blueprint + " (reserved)" * (k in waiting) for k in self.structure.kernels}
@@ -218,10 +222,6 @@ class MorphableModel(struct.PyTreeNode):
             changed["params"] = {**self.params, "host": {**host, **written}}
         return self.replace(**changed) if changed else self
 
-    def _late_constants(self) -> dict[str, jax.Array]:
-        """What the captures turned out to close over besides `constants`."""
-        return {n: array for n, array in constants(self.structure.source).items() if n not in self.constants}
-
     def _layer(self, row: int, name: str) -> KasminaLayer:
         return KasminaLayer(
             params=self.params["kernels"].get(name, {}),
@@ -232,7 +232,7 @@ class MorphableModel(struct.PyTreeNode):
 
 
 @partial(jax.jit, static_argnums=1, inline=True)
-def _run(
+def run_program(
     model: MorphableModel,
     program: Program,
     tensors: list[jax.Array],

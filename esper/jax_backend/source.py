@@ -72,6 +72,14 @@ class ModuleSource(Protocol):
         """A numpy view of a foreign tensor."""
         ...
 
+    def lend(self, tensor: Any, place: str) -> Any:
+        """What DLPack reads of a foreign tensor without a copy; a numpy array of a copy where that is not to be had."""
+        ...
+
+    def borrow(self, array: Any, dtype: str | None) -> Any:
+        """A foreign tensor on the memory of an array that nobody else has, cast if it is of another dtype."""
+        ...
+
     def to_foreign(self, array: Any, dtype: str | None) -> Any:
         """A foreign tensor from an array."""
         ...

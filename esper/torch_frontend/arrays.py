@@ -62,6 +62,21 @@ def exportable(tensor: torch.Tensor, place: str, wide: bool) -> np.ndarray:
     return ready.view(bits).numpy().view(getattr(ml_dtypes, name))
 
 
+def lend(tensor: torch.Tensor, place: str, wide: bool) -> torch.Tensor | np.ndarray:
+    """What DLPack reads of `tensor` without a copy; as `exportable` where there is no such thing."""
+    if tensor.layout is torch.strided and tensor.numel() and (wide or tensor.dtype not in _NARROW):
+        dense = tensor.detach().resolve_conj().resolve_neg()
+        if dense.is_contiguous() and dense.device.type == "cpu" and dense.dtype in _CARRIED:
+            return dense
+    return exportable(tensor, place, wide)
+
+
+def borrow(array: Any, dtype: str | None = None) -> torch.Tensor:
+    """A torch tensor on the memory of an array that nobody else has, cast if it is of another dtype."""
+    tensor = torch.from_dlpack(array) if array.size else to_torch(array)
+    return tensor if dtype is None else tensor.to(getattr(torch, dtype))
+
+
 def _narrow(tensor: torch.Tensor, place: str) -> torch.Tensor:
     target = _NARROW.get(tensor.dtype)
     if target is None:

@@ -15,7 +15,7 @@ from torch import nn
 from esper.errors import RefusedError, TraceError, WrapError
 from esper.program import BindError, Growth, LayerSite, Program, Signature, Static, TensorType
 from esper.torch_frontend import capture, checkpoints, program_cache
-from esper.torch_frontend.arrays import exportable, to_torch
+from esper.torch_frontend.arrays import borrow, exportable, lend, to_torch
 from esper.torch_frontend.blueprints import build, copied
 from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
@@ -137,6 +137,14 @@ class TorchSource:
     def exportable(self, tensor: torch.Tensor, place: str) -> np.ndarray:
         """`tensor` as a numpy view, 64-bit values narrowed if this source does so."""
         return exportable(tensor, place, self.wide)
+
+    def lend(self, tensor: torch.Tensor, place: str) -> torch.Tensor | np.ndarray:
+        """What DLPack reads of a tensor without a copy, or a numpy array of one."""
+        return lend(tensor, place, self.wide)
+
+    def borrow(self, array: Any, dtype: str | None = None) -> torch.Tensor:
+        """A torch tensor on an array's memory."""
+        return borrow(array, dtype)
 
     def to_foreign(self, array: Any, dtype: str | None = None) -> torch.Tensor:
         """A torch tensor from an array, with memory of its own."""

@@ -18,6 +18,9 @@ CONTENDERS = {
 }
 """Name to module and function; eager torch is the one that the others' losses are compared with."""
 
+HOSTED = "esper in torch"
+"""Who competes with esper alone: its model in a loop of torch's."""
+
 
 def enter(name: str, problem: Problem) -> Contender:
     """The contender, compiled and ready for its first step.
@@ -25,8 +28,8 @@ def enter(name: str, problem: Problem) -> Contender:
     Raises:
         Unavailable: It cannot take part here, or not in this workload.
     """
-    module, function = CONTENDERS[name].split(".")
+    module, function = {**CONTENDERS, HOSTED: "hosted.enter"}[name].split(".")
     return getattr(import_module(f"{__name__}.{module}"), function)(problem)
 
 
-__all__ = ["CONTENDERS", "Contender", "Unavailable", "enter"]
+__all__ = ["CONTENDERS", "HOSTED", "Contender", "Unavailable", "enter"]
