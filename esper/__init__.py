@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper import optim
     from esper.api import unwrap, wrap
     from esper.certify import certificate
     from esper.configs import EsperConfig
@@ -42,6 +43,7 @@ __all__ = [
     "germinate",
     "load_kernel",
     "lowers",
+    "optim",
     "reserve",
     "set_alpha",
     "shard",
@@ -77,6 +79,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return import_module("esper.optim")
     if name not in _PLACES:
         raise AttributeError(f"module 'esper' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

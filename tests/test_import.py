@@ -29,7 +29,8 @@ def test_import_loads_no_framework_and_is_quick():
 def test_the_public_names():
     assert set(dir(esper)) == {
         "API_VERSION", "EsperConfig", "KasminaLayer", "MorphableModel", "SeedLifecycleState", "__version__",
-        "certificate", "compact", "cull", "explain_sharding", "fit", "germinate", "load_kernel", "lowers", "reserve",
+        "certificate", "compact", "cull", "explain_sharding", "fit", "germinate", "load_kernel", "lowers", "optim",
+        "reserve",
         "set_alpha", "shard", "torch_module", "transition", "unload_kernel", "unwrap", "wrap",
     }  # fmt: skip
     assert all(getattr(esper, name) is not None for name in dir(esper))

@@ -83,7 +83,7 @@ def gradients(
     }
     # Clones, because a forward may write into what it is given.
     args, kwargs = unflatten(tree, [moving[n].clone() if n in moving else leaf for n, leaf in enumerate(leaves)])
-    params = {place: p for place, p in _places(module) if p.requires_grad}
+    params = {place: p for place, p in places(module) if p.requires_grad}
     with evaluating(module) as run, torch.enable_grad():
         outputs, _ = flatten(run(*args, **kwargs))
     floating = [y for y in outputs if isinstance(y, torch.Tensor) and y.is_floating_point()]
@@ -104,7 +104,7 @@ def gradients(
     )
 
 
-def _places(module: nn.Module) -> Iterator[tuple[Place, nn.Parameter]]:
+def places(module: nn.Module) -> Iterator[tuple[Place, nn.Parameter]]:
     """Parameters by layer, seed and name: those of branches by what the model calls them, the rest by torch's name."""
     branches = {path: branch for path, branch in module.named_modules() if isinstance(branch, Branch)}
     for name, parameter in module.named_parameters():
