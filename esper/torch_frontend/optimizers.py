@@ -150,8 +150,8 @@ def _named(optimizer: optim.Optimizer, module: nn.Module | None) -> Iterator[dic
         lost = [tuple(p.shape) for p in group["params"] if id(p) not in known]
         if lost:
             raise OptimizerStateError(
-                f"{len(lost)} of the optimiser's parameters have no name here (one has shape {lost[0]}): give the module"
-                " whose parameters they are"
+                f"{len(lost)} of the optimiser's parameters have no name here (one has shape {lost[0]}): give the"
+                " module whose parameters they are"
             )
         yield {known[id(p)]: p for p in group["params"]}
 
