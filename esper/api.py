@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from esper.certify import arguments, certificate
+from esper.certify import Certificate, arguments, certificate
 from esper.errors import ArgumentError, ParityError, WrapError
 from esper.growth.reserve import Reserve, reserved
 from esper.jax_backend.cache import KernelCache
@@ -123,8 +123,8 @@ def unwrap(
         fold: Whether kernels become part of the layers beside which they grew, where that is exact algebra: linear ones
             in linear layers, convolutions and embeddings, scales and shifts in those, in norms and in what reads the
             layer in an `nn.Sequential`, hidden units in blocks of two layers. A layer is left as it is if that would
-            take more weights than layer and kernels have, if it shares its weights with others, or if it is not all
-            that torch's own class is.
+            take more weights than layer and kernels have, if others read its weights too, if it is not all that torch's
+            own class is, or if it has not been seen to run. Where folding changes the outputs, nothing is folded.
         into: An instance of the model's class to write into, whose mode stays as it is; None makes a new one. Layers
             that were folded have new parameters, which an optimiser of the old ones does not know.
 
@@ -152,15 +152,26 @@ def unwrap(
 
     source: Any = model.structure.source
     module = rebuild(source, host_arrays(model), into)
-    folding = put(module, live_growths(model), merged=fold)
+    folding = put(module, live_growths(model), merged=fold, programs=source.programs)
     if fold:
         object.__setattr__(module, "esper_folding", asdict(folding))
-    if verify:
-        found = certificate(model, module, probe, gradients=False)
-        if found is not None:
-            object.__setattr__(module, "esper_certificate", asdict(found))
-            if not found.holds:
-                raise ParityError(f"the unwrapped module disagrees with the model: {found}")
+    found = certificate(model, module, probe, gradients=False) if verify else None
+    if found is None:
+        return module
+    object.__setattr__(module, "esper_certificate", asdict(found))
+    if found.holds:
+        return module
+    if fold and into is None and any(folding.merged.values()):
+        return _unfolded(model, probe, folding.merged, found)
+    raise ParityError(f"the unwrapped module disagrees with the model: {found}")
+
+
+def _unfolded(model: MorphableModel, probe: Any, merged: dict[str, int], found: Certificate) -> nn.Module:
+    """The module with its kernels beside their layers, where folding them changed what it does."""
+    module = unwrap(model, probe=probe)
+    reason = f"the module does other things with its layers than run them: folded, it is {found.max_abs:.2g} off"
+    kept = {"merged": dict.fromkeys(merged, 0), "kept": dict.fromkeys(merged, reason)}
+    object.__setattr__(module, "esper_folding", kept)
     return module
 
 

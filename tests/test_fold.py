@@ -1,10 +1,11 @@
 """What grew becomes part of its layer where that is exact algebra, and stays beside it elsewhere."""
 
+import types
+
 import jax
-import jax.numpy as jnp
-import optax
 import pytest
 import torch
+from growing import fitted, is_ordinary, trained
 from test_blueprints import FIRST, KEY, built, fits
 from torch import nn
 
@@ -24,36 +25,6 @@ FOLDS = {
     "mlp": {"a module of one's own"},
 }
 """By recipe, the hosts that take it in."""
-
-
-def trained(model, layer, recipe, x, *, blend="add", steps=5, **options):
-    """Grown, grafted at alpha 0.75, and trained for some steps with the host."""
-    model(x)
-    grown, _ = esper.germinate(model, None, layer=layer, blueprint=recipe, key=KEY, blend=blend, options=options)
-    grown = esper.transition(grown, layer=layer, to=State.GRAFTING)
-    return fitted(esper.set_alpha(grown, layer=layer, alpha=0.75), x, steps)
-
-
-def fitted(model, x, steps=5):
-    tx = optax.adam(0.02)
-
-    @jax.jit
-    def step(model, state, x):
-        def loss(params):
-            return jnp.square(model.replace(params=params)(x) - 1).mean()
-
-        updates, state = tx.update(jax.grad(loss)(model.params), state)
-        return model.replace(params=optax.apply_updates(model.params, updates)), state
-
-    x, state = jnp.asarray(x.numpy()), tx.init(model.params)
-    for _ in range(steps):
-        model, state = step(model, state, x)
-    return model
-
-
-def is_ordinary(module):
-    """Whether every part is of a class of torch's or of the user's own."""
-    return not any("esper" in base.__module__ for part in module.modules() for base in type(part).__mro__)
 
 
 PAIRS = [(name, recipe) for name in FIRST for recipe in names_for("Module") if fits(name, recipe)]
@@ -184,6 +155,14 @@ def test_a_block_takes_in_units_and_scales_at_once_and_is_an_ordinary_wider_one(
     assert (module[0].out_features, module[3].in_features) == (6 + 32, 38) and "38" in repr(module)
 
 
+class Halved(nn.Module):
+    def forward(self, x):
+        return x / 2 if self.training else x
+
+
+OWN = [("Tanh", None, True), ("GELU", None, False), ("Tanh", torch.sin, False), ("Tanh", Halved(), False)]
+
+
 class Own(nn.Module):
     """A block whose activation only its forward knows."""
 
@@ -276,6 +255,17 @@ def test_a_layer_that_is_called_twice_folds_once():
     assert is_ordinary(module) and module.again is module.layer and esper.certificate(grown, module, x).holds
 
 
+class WeightStandardised(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+def own_forward():
+    layer = nn.Linear(5, 5)
+    layer.forward = types.MethodType(lambda self, x: torch.tanh(nn.functional.linear(x, self.weight)), layer)
+    return layer
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -294,11 +284,14 @@ def hooked():
         hooked,
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 5)),
         lambda: nn.Embedding(5, 5, max_norm=1.0),
+        own_forward,
+        lambda: WeightStandardised(5, 5, 1),
     ],
 )
 def test_a_layer_that_is_not_all_that_torchs_class_is_stays(make):
     host = nn.Sequential(make())
     x = torch.randint(0, 5, (3, 4)) if isinstance(host[0], nn.Embedding) else torch.randn(3, 5)
+    x = torch.randn(2, 5, 4, 4) if isinstance(host[0], nn.Conv2d) else x
     grown = trained(esper.wrap(host, target_layers=["0"]), "0", "low_rank", x)
     module = esper.unwrap(grown, probe=x, fold=True)
     assert not is_ordinary(module) and esper.certificate(grown, module, x).holds
@@ -361,3 +354,120 @@ def test_the_certificate_finds_a_wrong_gradient():
     module[0].register_forward_hook(lambda module, args, output: Half.apply(output))
     found = esper.certificate(model, module, x)
     assert found.scaled <= 1e-5 and found.gradient_scaled > 0.01 and not found.holds
+
+
+class Saturated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.down(nn.functional.relu6(self.up(x)))
+
+
+def test_a_block_of_ones_own_is_tried_where_it_saturates_and_with_kernels_that_are_not_zero():
+    x = torch.randn(3, 5)
+    model = esper.wrap(nn.Sequential(Saturated()), target_layers=[Saturated])
+    module = esper.unwrap(trained(model, "0", "widen", x, activation="ReLU", steps=0), probe=x, fold=True)
+    assert "does more than" in kept(module)
+    model = esper.wrap(nn.Sequential(Own()), target_layers=[Own])
+    module = esper.unwrap(trained(model, "0", "widen", x, activation="GELU", steps=0), probe=x, fold=True)
+    assert "does more than" in kept(module)
+
+
+class Reads(nn.Module):
+    """Reads a layer's weight beside the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+
+    def forward(self, x):
+        return torch.tanh(self.embed(x)) @ self.embed.weight.T
+
+
+def test_weights_that_others_read_stay_as_they_are():
+    x = torch.randint(0, 11, (2, 5))
+    grown = trained(esper.wrap(Reads(), target_layers=["embed"]), "embed", "low_rank", x)
+    for verify in (True, False):
+        module = esper.unwrap(grown, probe=x, fold=True, verify=verify)
+        assert "others than the layer" in kept(module)
+
+
+def test_a_layer_that_never_ran_stays():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.idle = nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model = esper.wrap(Idle())
+    model, _ = esper.germinate(model, None, layer="layer", blueprint="low_rank", key=KEY)
+    model = esper.set_alpha(esper.transition(model, layer="layer", to=State.GRAFTING), layer="layer", alpha=1.0)
+    assert "not been seen to run" in kept(esper.unwrap(model, fold=True))
+    model(torch.ones(2, 5))
+    assert is_ordinary(esper.unwrap(model, fold=True))
+
+
+@blueprint("test_of_rows", kinds=("Conv2d",), placement="sequential")
+def of_rows(site):
+    return zeroed(nn.Linear(6, 6))
+
+
+@blueprint("test_dropped", kinds=("Sequential",))
+def dropped(site):
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Dropout(0.5), zeroed(nn.Linear(4, 5)))
+
+
+def test_maps_of_another_axis_and_kernels_with_dropout_stay():
+    x = torch.randn(2, 3, 6, 6)
+    grown = trained(esper.wrap(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1))), "0", "test_of_rows", x)
+    assert "no linear map" in kept(esper.unwrap(grown, probe=x, fold=True))
+    block, x = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 5)), torch.randn(3, 5)
+    grown = trained(esper.wrap(block, target_layers=[nn.Sequential]), "", "test_dropped", x)
+    assert "no hidden units" in kept(esper.unwrap(grown, probe=x, fold=True))
+    for host, x in (
+        (nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), torch.randn(2, 3, 5, 3)),
+        (nn.Sequential(nn.ReLU(), nn.Conv1d(3, 2, 1)), torch.randn(2, 3, 3)),
+        (nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 2, padding="same")), torch.randn(2, 3, 4, 4)),
+        (nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 5, 1)), torch.randn(2, 3, 6)),
+    ):
+        layer = "1" if isinstance(host[1], nn.ReLU) else "0"
+        grown = trained(esper.wrap(host, target_layers=[layer]), layer, "scale_shift", x)
+        module = esper.unwrap(grown, probe=x, fold=True)
+        assert esper.certificate(grown, module, x).holds and not module.esper_folding["merged"][layer], host
+
+
+class Between(nn.Module):
+    """Keeps what passes between the layers of a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.row = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 5))
+
+    def forward(self, x):
+        seen = []
+        for layer in self.row:
+            x = layer(x)
+            seen.append(x)
+        return x, seen[1]
+
+
+def test_where_folding_changes_what_the_module_does_nothing_is_folded():
+    x = torch.randn(3, 5)
+    grown = trained(esper.wrap(Between(), target_layers=["row.1"]), "row.1", "scale_shift", x, steps=0)
+    kernel = jax.tree.map(lambda leaf: leaf + 0.5, grown.params["kernels"])
+    grown = grown.replace(params={**grown.params, "kernels": kernel})
+    module = esper.unwrap(grown, probe=x, fold=True)
+    assert "folded, it is" in kept(module) and esper.certificate(grown, module, x).holds
+
+
+def test_torchs_fast_path_of_a_transformer_layer_does_not_pass_by_what_grew():
+    x = torch.randn(2, 5, 8)
+    host = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)).eval()
+    grown = trained(esper.wrap(host, target_layers=["0.linear1"]), "0.linear1", "mlp", x)
+    module = esper.unwrap(grown, probe=x)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), grown(x))

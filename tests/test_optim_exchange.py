@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from test_fold import trained
+from growing import trained
 from torch import nn, optim
 from torch.nn import functional as F
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from growing import trained
 from safetensors.torch import save_file
-from test_fold import trained
 from torch import nn
 
 import esper
@@ -178,3 +178,44 @@ def test_loading_compiles_nothing_anew():
     loaded, _ = model.load_state_dict(net(1).state_dict())
     forward(loaded, x)
     assert len(traces) == 1
+
+
+class Versioned(nn.Module):
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.n = nn.Parameter(torch.ones(3)), 0
+
+    def forward(self, x):
+        return x * self.w + self.n
+
+    def get_extra_state(self):
+        return {"n": self.n}
+
+    def set_extra_state(self, state):
+        self.n = state["n"]
+
+    def _load_from_state_dict(self, state, prefix, metadata, *args):
+        if metadata.get("version", 1) < 2:
+            state[f"{prefix}w"] = 10 * state[f"{prefix}w"]
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def test_versions_of_checkpoints_are_told_apart():
+    model = esper.wrap(Versioned())
+    state = model.state_dict()
+    assert model.load_state_dict(state)[0].params["host"]["w"][0] == 1
+    old = {key: value for key, value in state.items()}
+    assert model.load_state_dict(old)[0].params["host"]["w"][0] == 10
+    arrays = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+    assert model.load_state_dict(arrays)[0].params["host"]["w"][0] == 10
+
+
+def test_what_is_no_tensor_in_a_checkpoint_is_not_lost_silently():
+    module = Versioned()
+    model = esper.wrap(module)
+    other = Versioned()
+    other.n = 3
+    with pytest.raises(StateError, match=r"_extra_state is {'n': 3} in the checkpoint.*before you wrap"):
+        model.load_state_dict(other.state_dict())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from test_fold import trained
+from growing import trained
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -131,11 +131,11 @@ def test_what_a_backward_needs_of_the_parameters_is_not_copied():
     module = esper.torch_module(esper.wrap(nn.Sequential(nn.Linear(23, 29), nn.Tanh(), nn.Linear(29, 3))))
     x = torch.randn(4, 23)
     module(x)
-    ((_, programs),) = module._runner._programs.items()
-    (pullback,) = programs._pullbacks.values()
-    args = [module._runner._known[name][1] for name, _ in module.named_parameters()]
-    rest = module._runner.ready(dict(module.named_parameters()), (x,), {}, False)[1].rest
-    _, _, residuals = pullback.forward(args, ([None] * 4 + [jnp.asarray(x.numpy())], rest))
+    ready = module._runner.ready(dict(module.named_parameters()), (x,), {}, module._modes())
+    ((moving, fixed),) = ready.programs._pullbacks
+    assert (moving, fixed) == ((0, 1, 2, 3), (4,))
+    pullback = ready.programs.pullback(moving, fixed)
+    _, _, residuals = pullback.forward(ready.arrays[:4], ready.arrays[4:], ([None] * 5, ready.rest))
     assert all(set(array.shape) <= {4, 29} for array in residuals.arrays)
 
 
@@ -207,6 +207,145 @@ def test_values_written_by_hand_count_at_once():
     torch.testing.assert_close(module(x), other.eval()(x))
     module.head.weight = nn.Parameter(torch.zeros(5, 8))
     torch.testing.assert_close(module(x), module.head.bias.expand(4, 5))
+    module.head.weight.data = torch.arange(40.0).reshape(8, 5).t()  # not contiguous: JAX cannot read it in place
+    for _ in range(2):
+        module.head.weight.data.mul_(2)
+        host.load_state_dict(module.state_dict())
+        torch.testing.assert_close(module(x), host(x))
+    module.norm.running_mean.data.fill_(3)
+    host.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(x), host(x))
+    del module.head.bias
+    module.head.bias = nn.Parameter(torch.ones(5))  # another order of names
+    host.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(x), host(x))
+
+
+def test_a_float64_model_that_is_carried_in_32_bits_trains():
+    host, x = nn.Linear(3, 3).double(), torch.randn(4, 3).double()
+    with pytest.warns(UserWarning, match="64-bit"):
+        module = esper.torch_module(esper.wrap(host))
+    for each in (host, module):
+        optimizer = torch.optim.SGD(each.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            each(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(module(x), host(x), rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+CHANGES = {
+    "a conversion": (lambda m: m.bfloat16(), "torch.bfloat16"),
+    "a submodule": (lambda m: setattr(m, "norm", nn.Identity()), "another than was wrapped"),
+    "a tie": (lambda m: setattr(m.two, "weight", m.one.weight), "two.weight.* is absent"),
+    "a mode": (lambda m: m.norm.eval(), "'norm' is in evaluation mode"),
+    "a parameter": (lambda m: m.register_parameter("more", nn.Parameter(torch.ones(1))), "'more' is torch.float32"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_that_would_have_no_effect_is_refused(what):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.norm, self.two = nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 3, bias=False)
+
+        def forward(self, x):
+            return self.two(self.norm(self.one(x)))
+
+    module, x = esper.torch_module(esper.wrap(Pair().train())), torch.randn(4, 3)
+    module(x)
+    change, words = CHANGES[what]
+    change(module)
+    with pytest.raises(ArgumentError, match=words):
+        module(x)
+
+
+def test_autocast_is_refused_around_a_module_and_around_a_model():
+    model, x = esper.wrap(nn.Linear(3, 3)), torch.randn(4, 3)
+    module = esper.torch_module(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        for each in (module, model):
+            with pytest.raises(RefusedError, match="autocast"):
+                each(x)
+
+
+def test_two_forwards_before_one_backward():
+    host = built(Net)
+    module = esper.torch_module(esper.wrap(host))
+    x = torch.randn(8, 3, 8, 8)
+    for each in (host.train(), module.train()):
+        (each(x[:4]) - each(x[4:])).square().sum().backward()
+    for (name, ours), theirs in zip(module.named_parameters(), host.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
+    torch.testing.assert_close(module.norm.running_var, host.norm.running_var)
+
+
+def test_inputs_of_other_libraries_and_complex_ones_get_the_gradients_of_torch():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+
+        def forward(self, a, b):
+            return 2 * a * self.w + 3 * b
+
+    host = Sum()
+    module = esper.torch_module(esper.wrap(host))
+    a, b = np.ones(3, np.float32), torch.randn(3, dtype=torch.complex64)
+    slopes = []
+    for each, first in ((host, torch.from_numpy(a)), (module, a)):
+        given = b.clone().requires_grad_()
+        y = each(first, given)
+        (y * y).abs().sum().backward()
+        slopes.append((given.grad, each.w.grad))
+    for ours, theirs in zip(*reversed(slopes), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_that_no_gradient_reaches_are_left_alone():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.cut, self.spare = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.used(x) + self.cut(x).detach(), self.spare(x)
+
+    host, x = Spare(), torch.randn(4, 3)
+    module = esper.torch_module(esper.wrap(host))
+    for each in (host, module):
+        each(x)[0].sum().backward()
+    for (name, ours), theirs in zip(module.named_parameters(), host.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+
+
+def test_a_kernel_that_fails_spoils_no_gradient_of_the_host():
+    x = torch.randn(8, 3, 8, 8)
+    grown = trained(esper.wrap(built(Net), target_layers=["head"]), "head", "low_rank", x, steps=1)
+    module = esper.torch_module(grown)
+    with torch.no_grad():
+        module.get_parameter("head.grown.0.kernel.1.weight").fill_(torch.nan)
+    with pytest.warns(UserWarning, match=r"layer 'head', seed 0: its gradient is not finite"):
+        module(x).sum().backward()
+    assert bool(torch.isfinite(nn.utils.clip_grad_norm_(module.parameters(), 1.0)))
+    assert module.get_parameter("head.grown.0.kernel.0.weight").grad is None
+
+
+def test_the_module_is_of_its_class_with_its_attributes_hooks_and_versions():
+    class Own(nn.BatchNorm1d):
+        note = "mine"
+
+        def twice(self, x):
+            return 2 * self(x)
+
+    module, x = esper.torch_module(esper.wrap(Own(3))), torch.randn(4, 3)
+    assert isinstance(module, Own) and module.note == "mine" and "version" in str(module.state_dict()._metadata)
+    module.register_forward_hook(lambda module, args, output: output + 1)
+    other = copy.deepcopy(module)
+    torch.testing.assert_close(module.eval().twice(x), 2 * (x / (1 + 1e-5) ** 0.5 + 1))
+    torch.testing.assert_close(other.eval()(x), module(x))
+    assert module.state_dict()._metadata[""]["version"] == 2
 
 
 def test_dropout_follows_torchs_generator_and_modes():
@@ -242,7 +381,7 @@ def test_containers_keywords_and_outputs_without_gradients():
     for each in (found, wanted):  # one of two outputs: the other's gradient is zero
         each["a"].sum().backward()
     torch.testing.assert_close(module.a.weight.grad, host.a.weight.grad)
-    assert not module.b.weight.grad.any()
+    assert module.b.weight.grad is None and host.b.weight.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -361,6 +500,22 @@ def test_a_flax_module_trains_in_torch(make):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0] and len(list(module.parameters())) == 4
+
+
+def test_values_that_are_equal_and_of_another_type_are_another_call():
+    function = lambda params, x, n: x * params["a"] * (1 if isinstance(n, bool) else 100)  # noqa: E731
+    module = esper.torch_module(function, {"a": jnp.ones(1)})
+    assert [module(torch.ones(1), n).item() for n in (True, 1, 1.0)] == [1, 100, 100]
+
+
+def test_of_flaxs_collections_the_parameters_are_trained():
+    net = linen.BatchNorm(use_running_average=True)
+    variables = net.init(jax.random.key(0), jnp.ones((4, 3)))
+    module = esper.torch_module(net.apply, variables)
+    assert {name for name, _ in module.named_parameters()} == {"params.scale", "params.bias"}
+    assert {name for name, _ in module.named_buffers()} == {"batch_stats.mean", "batch_stats.var"}
+    module = esper.torch_module(net.apply, variables, trained=lambda name: name == "params.bias")
+    assert [name for name, _ in module.named_parameters()] == ["params.bias"]
 
 
 def test_a_model_on_several_devices_is_refused():

@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
+from growing import is_ordinary, trained
 from test_blueprints import KEY
-from test_fold import is_ordinary, trained
 from torch import nn
 
 import esper

@@ -13,7 +13,7 @@ from flax import struct
 from esper.errors import ArgumentError, SignatureError
 from esper.hosting.ready import Body, Programs, Ready
 from esper.jax_backend.interchange import on_memory_of, wide
-from esper.program import Tree, flatten, unflatten
+from esper.program import Static, Tree, flatten, unflatten
 
 if TYPE_CHECKING:
     import torch
@@ -54,9 +54,9 @@ class FunctionRunner:
         raise ArgumentError("this module runs a function, and no model of esper's")
 
     def ready(
-        self, tensors: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool
-    ) -> tuple[list[torch.Tensor], Ready]:
-        """A call: the tensors that it reads, and what runs it."""
+        self, tensors: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], modes: Any
+    ) -> Ready:
+        """A call."""
         import torch
 
         from esper.torch_frontend.arrays import borrow, lend
@@ -64,9 +64,7 @@ class FunctionRunner:
         leaves, tree = flatten((args, dict(kwargs)))
         given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         held = [tensors[name] for name in self._names]
-        plain = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
-        places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor))
-        call = (tree, plain, places, train and "train" in self._takes)
+        plain = tuple(None if isinstance(leaf, torch.Tensor) else Static(leaf) for leaf in leaves)
         key = jax.random.key(int(torch.randint(1 << 31, ()))) if "key" in self._takes else None
         seen: list[Any] = []
 
@@ -74,9 +72,11 @@ class FunctionRunner:
             seen.append(containers.tree)
             return [borrow(array) for array in arrays]
 
-        return [*held, *given], Ready(
-            programs=self._found(call),
+        return Ready(
+            programs=self._found((tree, plain, modes[""] and "train" in self._takes)),
             arrays=[on_memory_of(lend(tensor, "a tensor", wide())) for tensor in (*held, *given)],
+            tensors=[*held, *given],
+            guarded=[True] * (len(held) + len(given)),
             rest=key,
             finished=finished,
             assembled=lambda outputs: jax.tree.unflatten(seen[-1], outputs),
@@ -91,12 +91,11 @@ class FunctionRunner:
             known = self._programs[call] = Programs(self._body(*call))
         return known
 
-    def _body(self, tree: Tree, plain: Sequence[Any], places: Sequence[int], train: bool) -> Body:
+    def _body(self, tree: Tree, plain: Sequence[Static | None], train: bool) -> Body:
         def run(arrays: list[jax.Array], key: jax.Array | None) -> tuple[list[jax.Array], Any]:
             params = jax.tree.unflatten(self._tree, arrays[: len(self._names)])
-            leaves, given = list(plain), iter(arrays[len(self._names) :])
-            for place in places:
-                leaves[place] = next(given)
+            given = iter(arrays[len(self._names) :])
+            leaves = [next(given) if leaf is None else leaf.value for leaf in plain]
             args, kwargs = unflatten(tree, leaves)
             extra = {name: value for name, value in (("key", key), ("train", train)) if name in self._takes}
             outputs, containers = jax.tree.flatten(self._function(params, *args, **kwargs, **extra))
@@ -105,12 +104,16 @@ class FunctionRunner:
         return run
 
 
-def parts_of(params: Any) -> nn.Module:
-    """Modules that hold a tree's arrays under its paths: floats as parameters, the rest as buffers."""
+def parts_of(params: Any, trained: Callable[[str], bool] | None) -> nn.Module:
+    """Modules that hold a tree's arrays under its paths: as parameters what is trained, the rest as buffers."""
     from esper.torch_frontend.arrays import to_torch
     from esper.torch_frontend.hosted import holding
 
-    return holding({name: to_torch(array) for name, array in zip(_names(params), jax.tree.leaves(params), strict=True)})
+    tensors = {name: to_torch(array) for name, array in zip(_names(params), jax.tree.leaves(params), strict=True)}
+    if trained is None:
+        has_collections = isinstance(params, Mapping) and "params" in params  # variables of flax.linen
+        trained = (lambda name: name.startswith("params.")) if has_collections else (lambda name: True)
+    return holding(tensors, trained)
 
 
 def _names(params: Any) -> list[str]:

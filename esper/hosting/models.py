@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from esper.errors import ArgumentError
 from esper.hosting.ready import Body, Programs, Ready
 from esper.jax_backend.call import Call, assemble, prepare
 from esper.jax_backend.interchange import adopt, borrow
@@ -21,57 +23,102 @@ from esper.program import Program, TensorType, flatten
 if TYPE_CHECKING:
     import torch
 
-Stamp = tuple[int, int]
-"""Where a tensor's memory is, and how often torch has written there; -1 where that does not matter."""
+Kind = tuple[Any, ...]
+"""A tensor's dtype and shape."""
 
 
 class ModelRunner:
-    """The model: what is not torch's own (seeds, constants, kernels that rest), and its compiled programs."""
+    """The model: what is not torch's own (seeds, constants, kernels that rest), and its compiled programs.
 
-    def __init__(self, model: MorphableModel) -> None:
+    Args:
+        model: The model.
+        kinds: Dtype and shape of the module's tensors by name, in the order in which programs are given them.
+    """
+
+    def __init__(self, model: MorphableModel, kinds: Mapping[str, Kind]) -> None:
         # Arrays on torch's memory belong to a device. Beside others that do not, what a forward gives back would differ
         # from what the first was given, and mean a second compile.
-        self._device = jax.devices()[0]
-        self._model = jax.device_put(model, self._device)
+        self._model = jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), jax.devices()[0]), model)
+        self._kinds = dict(kinds)
         self._names = _Names.of(model)
         self._programs: dict[Program, Programs] = {}
-        self._known: dict[str, tuple[Stamp, jax.Array]] = {}
+        self._borrowed: dict[str, tuple[torch.Tensor, Kind, jax.Array]] = {}
 
     def copy(self) -> ModelRunner:
         """Another, for a module with tensors of its own; compiled programs are shared."""
-        other = ModelRunner(self._model)
+        other = ModelRunner(self._model, self._kinds)
         other._programs = self._programs
         return other
 
     def current(self, tensors: Mapping[str, torch.Tensor]) -> MorphableModel:
         """The model with a module's values, in memory of its own."""
+        self._check(tensors)
         source = self._model.structure.source
         kept = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), self._model)
-        return self._names.filled(kept, {name: adopt(source, tensor, name) for name, tensor in tensors.items()})
+        return self._names.filled(kept, {name: adopt(source, tensors[name], name) for name in self._kinds})
 
     def ready(
-        self, tensors: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool
-    ) -> tuple[list[torch.Tensor], Ready]:
-        """A call: the tensors that it reads, and what runs it."""
+        self, tensors: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], modes: Any
+    ) -> Ready:
+        """A call."""
         import torch
 
-        call = prepare(self._model.structure.source, args, kwargs, train, borrow)
+        self._check(tensors)
+        model, source = self._model, self._model.structure.source
+        call = prepare(source, args, kwargs, self._mode(modes), borrow)
         check_lowered(call.program)
         written = {spec.target for spec in call.program.outputs if spec.kind != "user"}
-        arrays = [self._array(name, tensor, name in written) for name, tensor in tensors.items()]
-        given = [leaf for leaf in flatten((args, dict(kwargs)))[0] if isinstance(leaf, torch.Tensor)]
+        own = [tensors[name] for name in self._kinds]
+        leaves = [leaf for leaf in flatten((args, dict(kwargs)))[0] if hasattr(leaf, "dtype")]
+        given = [leaf if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
         key = jax.random.key(int(torch.randint(1 << 31, ()))) if may_draw(call.program) else None
-        model = self._model
-        rest = model.replace(params={**model.params, "host": {}}, buffers={})
         if call.program not in self._programs:
-            self._programs[call.program] = Programs(self._names.body(call.program, list(tensors)))
-        return [*tensors.values(), *given], Ready(
+            self._programs[call.program] = Programs(self._names.body(call.program, list(self._kinds)))
+        return Ready(
             programs=self._programs[call.program],
-            arrays=[*arrays, *call.tensors],
-            rest=(rest, key, model.late_constants()),
+            arrays=[*(self._array(name, tensors[name]) for name in self._kinds), *call.tensors],
+            tensors=[*own, *given],
+            guarded=[
+                *(name not in written and isinstance(tensors[name], torch.nn.Parameter) for name in self._kinds),
+                *(leaf is not None for leaf in given),
+            ],
+            rest=(model.replace(params={**model.params, "host": {}}, buffers={}), key, model.late_constants()),
             finished=lambda arrays, more: self._finished(call, tensors, arrays, *more),
-            assembled=lambda outputs: assemble(model.structure.source, replace(call, foreign=False), list(outputs)),
+            assembled=lambda outputs: assemble(source, replace(call, foreign=False), list(outputs)),
+            sound=self._sound,
         )
+
+    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Checks that the module has the tensors that were wrapped.
+
+        Raises:
+            ArgumentError: It has others; the message names one.
+        """
+        found = {name: kind_of(tensor) for name, tensor in tensors.items()}
+        if found == self._kinds:
+            return
+        name = next(name for name in found.keys() | self._kinds.keys() if found.get(name) != self._kinds.get(name))
+        raise ArgumentError(
+            f"{name!r} is {_told(found.get(name))} in the module, and was {_told(self._kinds.get(name))} in the model: "
+            "tie, untie, convert and reshape before you wrap"
+        )
+
+    def _mode(self, modes: Mapping[str, bool]) -> bool:
+        """Whether this is a call in training mode.
+
+        Raises:
+            ArgumentError: A submodule is in another mode than the Program's would be in.
+        """
+        wrapped, train = self._model.structure.source.modes, modes[""]
+        wanted = wrapped if train == wrapped.get("") else dict.fromkeys(wrapped, train)
+        strange = next((name for name, mode in modes.items() if wanted.get(name, mode) != mode), None)
+        if strange is not None:
+            own, whole = ("training" if mode else "evaluation" for mode in (modes[strange], train))
+            raise ArgumentError(
+                f"submodule {strange!r} is in {own} mode, and {whole} mode of the module, as it was wrapped, has it in "
+                "the other: put it there before you wrap"
+            )
+        return train
 
     def _finished(
         self, call: Call, tensors: Mapping[str, torch.Tensor], arrays: list[jax.Array], state: Any, seeds: Any
@@ -80,27 +127,31 @@ class ModelRunner:
         import torch
 
         source: Any = self._model.structure.source
-        for name, array in state.items():
-            with torch.no_grad():
+        with torch.no_grad():
+            for name, array in state.items():
                 tensors[name].copy_(source.to_foreign(array, None))
-            self._known[name] = (_stamp(tensors[name]), array)
         if seeds is not None:
             self._model = self._model.replace(seeds=seeds)
         return [source.borrow(array, dtype) for array, dtype in zip(arrays, _dtypes(call.program), strict=True)]
 
-    def _array(self, name: str, tensor: torch.Tensor, written: bool) -> jax.Array:
-        """A parameter on torch's memory; a copy of a buffer, and of what the forward writes, until it changes."""
-        copied = written or not (name in self._names.trained or name in self._names.kernels)
-        stamp = _stamp(tensor) if copied else (tensor.data_ptr(), -1)
-        known = self._known.get(name)
-        if known is None or known[0] != stamp:
-            source = self._model.structure.source
-            known = (stamp, self._adopted(name, tensor) if copied else borrow(source, tensor, name))
-            self._known[name] = known
-        return known[1]
+    def _array(self, name: str, tensor: torch.Tensor) -> jax.Array:
+        """A tensor's array, on its memory if JAX can read that: then it is the same one until the tensor is another."""
+        known, kind = self._borrowed.get(name), (tensor.data_ptr(), tensor.stride(), *kind_of(tensor))
+        if known is not None and known[0] is tensor and known[1] == kind:
+            return known[2]
+        array = borrow(self._model.structure.source, tensor, name)
+        if array.size and array.unsafe_buffer_pointer() == tensor.data_ptr():
+            self._borrowed[name] = (tensor, kind, array)
+            return array
+        return jax.device_put(array, jax.devices()[0])
 
-    def _adopted(self, name: str, tensor: torch.Tensor) -> jax.Array:
-        return jax.device_put(adopt(self._model.structure.source, tensor, name), self._device)
+    def _sound(self, slopes: dict[int, jax.Array]) -> dict[int, jax.Array]:
+        """Gradients without those of kernels that are not finite, which a loop that clips by a norm would spread."""
+        at = {place: self._names.kernels[name] for place, name in enumerate(self._kinds) if name in self._names.kernels}
+        broken = {at[n][:2] for n in slopes.keys() & at.keys() if not bool(jnp.isfinite(slopes[n]).all())}
+        for layer, seed in broken:
+            warnings.warn(f"layer {layer!r}, seed {seed}: its gradient is not finite and is left out", stacklevel=2)
+        return {place: slope for place, slope in slopes.items() if place not in at or at[place][:2] not in broken}
 
 
 @dataclass(frozen=True)
@@ -149,8 +200,13 @@ class _Names:
         return run
 
 
-def _stamp(tensor: torch.Tensor) -> Stamp:
-    return tensor.data_ptr(), tensor._version
+def kind_of(tensor: torch.Tensor) -> Kind:
+    """A tensor's dtype and shape."""
+    return tensor.dtype, tuple(tensor.shape)
+
+
+def _told(kind: Kind | None) -> str:
+    return "absent" if kind is None else f"{kind[0]} {list(kind[1])}"
 
 
 def _dtypes(program: Program) -> list[str]:

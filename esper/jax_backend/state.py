@@ -38,7 +38,7 @@ def live_growths(model: MorphableModel) -> list[Growth]:
                     alpha=float(alpha[row, kernel.seed]),
                     params={name: whole(array) for name, array in arrays.items()},
                     source=kernel.source,
-                    input=model.structure.site(kernel.layer).input or kernel.site.input,
+                    input=model.structure.site(kernel.layer).input,
                 )
             )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def load(module: nn.Module, given: Any, strict: bool) -> Any:
         StateError: They do not match, shapes differ, or there is no such mapping.
     """
     state = opened(given)
+    _check_extra(module, state)
     try:
         report = module.load_state_dict(state, strict=strict)
     except RuntimeError as error:  # torch's own words name every key
@@ -49,9 +51,32 @@ def opened(given: Any) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise StateError(f"{where} is a {type(given).__name__}, and a mapping of keys to tensors is expected")
     inner = [key for key, value in given.items() if isinstance(value, Mapping) and value]
-    if inner and not any(isinstance(value, torch.Tensor) for value in given.values()):
+    if inner and not any(isinstance(value, torch.Tensor) or _is_array(value) for value in given.values()):
         raise StateError(f"{where} holds mappings under {', '.join(map(repr, inner))}: give the one with the tensors")
-    return {key: torch.as_tensor(value) if _is_array(value) else value for key, value in given.items()}
+    state: Any = OrderedDict((key, torch.as_tensor(v) if _is_array(v) else v) for key, v in given.items())
+    state._metadata = getattr(given, "_metadata", None)  # versions, by which modules know old checkpoints
+    return state
+
+
+def _check_extra(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Checks that what modules have besides tensors is in the checkpoint what it is here.
+
+    Raises:
+        StateError: It is not; it went into the captures, which a checkpoint does not change.
+    """
+    own = module.state_dict()
+    for key, value in state.items():
+        if key.endswith("_extra_state") and key in own and not _equal(own[key], value):
+            raise StateError(
+                f"{key} is {value!r:.80} in the checkpoint, and {own[key]!r:.80} in the model, and Programs may depend "
+                "on it: load the checkpoint into the module before you wrap it"
+            )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(one, other)
+    return bool(one == other)
 
 
 def growths_of(module: nn.Module, growths: Sequence[Growth]) -> list[dict[str, torch.Tensor]]:

@@ -16,6 +16,8 @@ from torch import nn
 
 from esper.blending import joined
 
+_OWN = "_forward_of_its_own"
+
 
 class Branch(nn.Module):
     """A kernel with its weight, what it is fed and how it joins."""
@@ -53,7 +55,8 @@ class Grown:
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The host's forward, then each branch."""
-        host = super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        forward: Any = self.__dict__.get(_OWN) or super().forward  # pyright: ignore[reportAttributeAccessIssue]
+        host = forward(*args, **kwargs)
         input = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         return beside(self.grown, input, host)
 
@@ -76,9 +79,14 @@ def grow(module: nn.Module, name: str, branch: Branch) -> nn.Module:
     """`module` with a branch beside the layer `name`; the layer object stays the same one, wherever it is shared."""
     layer = module.get_submodule(name)
     if not isinstance(layer, Grown):
+        if "forward" in vars(layer):  # an instance's own would go before that of the class
+            vars(layer)[_OWN] = vars(layer).pop("forward")
         layer.__class__ = grown_class(type(layer))
         layer.add_module("grown", nn.ModuleList())
     layer.grown.append(branch)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    for path, around in module.named_modules():
+        if isinstance(around, nn.TransformerEncoderLayer) and name.startswith(f"{path}." if path else ""):
+            around.activation_relu_or_gelu = 0  # torch's fast path reads the weights of its layers and calls none
     return module
 
 

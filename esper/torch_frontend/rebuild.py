@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from esper.errors import ArgumentError, EsperError
-from esper.program import Growth
+from esper.program import Growth, Program
 from esper.torch_frontend.arrays import to_torch
 from esper.torch_frontend.folding import fold, fold_into_next
 from esper.torch_frontend.grown import Branch, grow
@@ -55,21 +55,29 @@ def rebuild(source: TorchSource, arrays: Mapping[str, Any], into: nn.Module | No
     return module
 
 
-def put(module: nn.Module, growths: Sequence[Growth], *, merged: bool = False) -> Folding:
+def put(
+    module: nn.Module, growths: Sequence[Growth], *, merged: bool = False, programs: Sequence[Program] = ()
+) -> Folding:
     """Puts every growth beside its layer, or merges it into the layer where that is exact algebra.
 
     Args:
         module: The module that the growths belong to.
         growths: The kernels that take part in the forward, ordered by layer and seed.
         merged: Whether to merge.
+        programs: What has been captured of the module, by which is known who reads a layer's weights.
     """
     folding, by_layer = Folding(), defaultdict[str, list[Growth]](list)
     for growth in growths:
         by_layer[growth.layer].append(growth)
+    elsewhere = _read_elsewhere(module, programs) if merged else set[int]()
     # From the last to the first: a layer may be merged into its parts and into its reader, which come after it.
     for layer in reversed([name for name, _ in module.named_modules() if name in by_layer]):
-        branches = [_branch(growth, module.get_submodule(layer)) for growth in by_layer[layer]]
-        left, why = merge(module, layer, branches, by_layer[layer][0].input) if merged else (branches, "")
+        branches, why = [_branch(growth, module.get_submodule(layer)) for growth in by_layer[layer]], ""
+        left = branches
+        if merged:
+            left, why = fold(module, layer, branches, by_layer[layer][0].input, elsewhere)
+            if len(left) == len(branches) and by_layer[layer][0].input:
+                left = [] if fold_into_next(module, layer, branches, elsewhere) else left
         folding.merged[layer] = len(branches) - len(left)
         if left:
             folding.kept[layer] = why
@@ -78,12 +86,20 @@ def put(module: nn.Module, growths: Sequence[Growth], *, merged: bool = False) -
     return folding
 
 
-def merge(
-    module: nn.Module, layer: str, branches: list[Branch], input: Sequence[int | str]
-) -> tuple[list[Branch], str]:
-    """Merges what can be merged; what is left, and why."""
-    left, why = fold(module, layer, branches, input)
-    return ([], "") if len(left) == len(branches) and fold_into_next(module, layer, branches) else (left, why)
+def _read_elsewhere(module: nn.Module, programs: Sequence[Program]) -> set[int]:
+    """Identities of parameters that a Program reads outside the layers that have them."""
+    owners = defaultdict[int, set[str]](set)
+    for path, part in module.named_modules(remove_duplicate=False):
+        for parameter in part.parameters(recurse=False):
+            owners[id(parameter)].add(path)
+    named = {name: id(parameter) for name, parameter in module.named_parameters(remove_duplicate=False)}
+    found: set[int] = set()
+    for program in programs:
+        held = {spec.name: named[spec.target] for spec in program.inputs if spec.target in named}
+        for node in program.nodes:
+            own = (held[ref.name] for ref in node.refs() if ref.name in held)
+            found |= {parameter for parameter in own if node.scope not in owners[parameter]}
+    return found
 
 
 def _branch(growth: Growth, layer: nn.Module) -> Branch:

@@ -107,6 +107,11 @@ class TorchSource:
         Raises:
             TraceError: The module cannot be captured.
         """
+        if torch.is_autocast_enabled("cpu"):
+            raise RefusedError(
+                "autocast around the call of a wrapped model has no effect: convert the module before you wrap it, "
+                "`module.to(torch.bfloat16)`, or use autocast within its forward"
+            )
         if signature not in self._met:
             self._met[signature] = self._covering(signature)
         return self._met[signature]
@@ -262,7 +267,7 @@ class TorchSource:
         leaves = [leaf.value if isinstance(leaf, Static) else next(given) for leaf in signature.leaves]
         flat = capture.flat_call(self._prepared(signature.train), signature.tree, leaves)
         named = {name: self.module.get_submodule(name) for name in self.layers}
-        with tensors_stay(flat.module), markers(named):
+        with torch.inference_mode(False), tensors_stay(flat.module), markers(named):
             exported = capture.export(flat, tensors, attempt.dynamic, self._hooks)
         exported, functions = capture.functionalise(flat, exported, decompositions(exported, self._supported))
         program = translate(

@@ -12,6 +12,20 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from esper.torch_frontend.grown import Grown
 
+_HARMLESS = {
+    *(
+        "__init__",
+        "__module__",
+        "__doc__",
+        "__qualname__",
+        "__annotations__",
+        "__firstlineno__",
+        "__static_attributes__",
+    ),
+    *("__dict__", "__weakref__", "__constants__", "__parameters__", "__orig_bases__", "extra_repr"),
+}
+"""What a class of the user's may have without doing anything else than torch's."""
+
 Norm = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -81,10 +95,12 @@ class Pointwise:
     Attributes:
         matrix: [outputs, inputs]; [features] where each is only scaled.
         shift: [outputs].
+        positions: How many axes of positions follow the features.
     """
 
     matrix: Tensor
     shift: Tensor
+    positions: int
 
     @property
     def diagonal(self) -> bool:
@@ -94,14 +110,16 @@ class Pointwise:
     def then(self, other: Pointwise) -> Pointwise:
         """This, with another behind it."""
         if other.diagonal:
-            return Pointwise(self.matrix * _rows(other.matrix, self.matrix), self.shift * other.matrix + other.shift)
-        matrix = other.matrix * self.matrix if self.diagonal else other.matrix @ self.matrix
-        return Pointwise(matrix, other.matrix @ self.shift + other.shift)
+            matrix, shift = self.matrix * _rows(other.matrix, self.matrix), self.shift * other.matrix + other.shift
+        else:
+            matrix = other.matrix * self.matrix if self.diagonal else other.matrix @ self.matrix
+            shift = other.matrix @ self.shift + other.shift
+        return replace(self, matrix=matrix, shift=shift)
 
     def weighed(self, weight: float, other: Pointwise, others: float) -> Pointwise:
         """`weight` times this plus `others` times another."""
         one, two = (self.matrix, other.matrix) if self.diagonal == other.diagonal else (self._full(), other._full())
-        return Pointwise(weight * one + others * two, weight * self.shift + others * other.shift)
+        return replace(self, matrix=weight * one + others * two, shift=weight * self.shift + others * other.shift)
 
     def _full(self) -> Tensor:
         return torch.diag(self.matrix) if self.diagonal else self.matrix
@@ -148,12 +166,13 @@ def write(layer: Any, affine: Affine) -> None:
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer does what its class in torch does, with parameters of its own and nothing around it."""
-    base = next((cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn.modules")), None)
+    classes = type(layer).__mro__
+    base = next((n for n, cls in enumerate(classes) if cls.__module__.startswith("torch.nn.modules")), None)
     return (
         base is not None
         and not isinstance(layer, Grown)  # whose class bears the module name of the host's
-        and type(layer).forward is base.forward
-        and type(layer).__call__ is nn.Module.__call__
+        and not {name for cls in classes[:base] for name in vars(cls)} - _HARMLESS
+        and not {"forward", "__call__"} & set(vars(layer))
         and not hasattr(layer, "parametrizations")
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
         and all(name in layer._parameters for name in ("weight", "bias") if hasattr(layer, name))

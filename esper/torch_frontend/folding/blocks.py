@@ -54,6 +54,8 @@ def block(layer: nn.Module) -> tuple[nn.Module, nn.Module | None, nn.Module] | N
         return None
     parts = [part for part in layer if not isinstance(part, nn.Identity)]
     inner = [part for part in parts[1:-1] if not isinstance(part, _DropoutNd)]
+    if not all(map(is_plain, parts)):
+        return None
     if len(parts) < 3 or len(inner) != 1 or not isinstance(inner[0], _ELEMENTWISE):
         return None
     first, second = parts[0], parts[-1]
@@ -74,6 +76,8 @@ def is_guess(layer: nn.Module) -> bool:
 def hidden(kernel: nn.Module, layer: nn.Module) -> Hidden | None:
     """A kernel as more hidden units of a block; None if it is none, or the block is not made alike."""
     own, held = block(layer), block(kernel)
+    if any(isinstance(part, _DropoutNd) and part.p for part in kernel.modules()):
+        return None  # which the block would not have
     if own is None or held is None or (own[1] is not None and repr(own[1]) != repr(held[1])):
         return None
     if not (_alike(held[0], own[0]) and _alike(held[2], own[2])):

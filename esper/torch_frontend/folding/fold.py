@@ -8,15 +8,16 @@ a block of two layers become units of the block. Sums are taken in float64 and r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from esper.torch_frontend.folding import blocks, kernels
-from esper.torch_frontend.folding.affine import Affine, Norm, Pointwise, read, takes_shift, write
+from esper.torch_frontend.folding.affine import Affine, Norm, Pointwise, is_plain, read, takes_shift, write
 from esper.torch_frontend.folding.blocks import Hidden
 from esper.torch_frontend.grown import Branch, beside
 
@@ -24,6 +25,7 @@ SUMS = ("add", "lerp")
 """Blends that are sums of what the layer and the kernel give."""
 
 
+_SCALES = (0.01, 1.0, 100.0, 10_000.0)
 _EXACT = 1e-9
 """What float64 leaves between two ways to compute the same."""
 
@@ -57,7 +59,11 @@ class _Sum:
 
 
 def fold(
-    module: nn.Module, name: str, branches: Sequence[Branch], input: Sequence[int | str]
+    module: nn.Module,
+    name: str,
+    branches: Sequence[Branch],
+    input: Sequence[int | str],
+    read_elsewhere: Collection[int] = (),
 ) -> tuple[list[Branch], str]:
     """Merges branches into the layer `name`, whose parameters are replaced.
 
@@ -66,19 +72,26 @@ def fold(
         name: The layer.
         branches: What grew beside it, in order.
         input: Shape of what the layer reads, symbolic sizes as text; empty if it is not known.
+        read_elsewhere: Identities of parameters that others than their own layers read, as captures have shown.
 
     Returns:
         The branches that stay, in order, and why they do; "" if none does.
     """
     layer = module.get_submodule(name)
+    if not input:
+        return list(branches), "the layer has not been seen to run: call the model once"
     doubt = _doubt(layer, branches, input) if blocks.is_guess(layer) else ""
-    return (list(branches), doubt) if doubt else _folded(module, layer, branches)
+    return (list(branches), doubt) if doubt else _folded(module, layer, branches, read_elsewhere)
 
 
-def _folded(module: nn.Module, layer: nn.Module, branches: Sequence[Branch]) -> tuple[list[Branch], str]:
+def _folded(
+    module: nn.Module, layer: nn.Module, branches: Sequence[Branch], read_elsewhere: Collection[int]
+) -> tuple[list[Branch], str]:
     last = blocks.tail(layer)
     try:
         own = _writable(module, layer, last)
+        if any(id(parameter) in read_elsewhere for parameter in layer.parameters()):
+            raise Unfoldable("others than the layer read its weights")
         total, left, why = _Sum(own, own), [], ""
         in_order = any(branch.blend != "add" for branch in branches)
         for branch in branches:
@@ -97,42 +110,61 @@ def _folded(module: nn.Module, layer: nn.Module, branches: Sequence[Branch]) -> 
 
 
 def _doubt(layer: nn.Module, branches: Sequence[Branch], input: Sequence[int | str]) -> str:
-    """Why a block of one's own is not folded: tried on a copy, in float64, on random numbers; "" if it can be."""
-    if not input:
-        return "what the block reads has never been seen: call the model once"
+    """Why a block of one's own is not folded: tried on a copy, in float64, on random numbers; "" if it can be.
+
+    Weights are drawn too, since a kernel that is zero shows nothing; inputs are small and large, for what saturates;
+    and both modes are tried, dropout aside.
+    """
+    trial, grown = deepcopy(layer).double(), [deepcopy(branch).double() for branch in branches]
+    draw = torch.Generator().manual_seed(0)
+    whole = nn.ModuleList([trial, *grown])
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            fan = parameter.numel() / len(parameter) if parameter.dim() else 1.0
+            parameter.copy_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64) / fan**0.5)
+    for part in whole.modules():
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
     sizes = [size if isinstance(size, int) else 2 for size in input]
-    x = torch.randn(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    trial, grown = deepcopy(layer).double().eval(), [deepcopy(branch).double().eval() for branch in branches]
+    inputs = [scale * torch.randn(sizes, generator=draw, dtype=torch.float64) for scale in _SCALES]
     try:
-        with torch.no_grad():
-            wanted = beside(grown, x, trial(x))
-            left, why = _folded(trial, trial, grown)
-            found = beside(left, x, trial(x))
+        wanted = [_outputs(trial, grown, x) for x in inputs]
+        left, why = _folded(trial, trial, grown, frozenset())
+        found = [_outputs(trial, left, x) for x in inputs]
     except Exception as error:  # the user's own forward may raise anything
         return f"the block does not run by itself: {error}"
     if len(left) == len(grown):
         return why
-    same = torch.allclose(found, wanted, rtol=_EXACT, atol=_EXACT)
+    same = all(torch.allclose(a, b, _EXACT, _EXACT * float(b.abs().max())) for a, b in zip(found, wanted, strict=True))
     return "" if same else "the block does more than its two layers and the kernel's activation"
 
 
-def fold_into_next(module: nn.Module, name: str, branches: Sequence[Branch]) -> bool:
+def _outputs(layer: nn.Module, branches: Sequence[Branch], x: torch.Tensor) -> torch.Tensor:
+    """What a layer gives with its branches, in evaluation mode and in training mode."""
+    with torch.no_grad():
+        return torch.stack([beside(branches, x, layer.train(mode)(x)) for mode in (False, True)])
+
+
+def fold_into_next(
+    module: nn.Module, name: str, branches: Sequence[Branch], read_elsewhere: Collection[int] = ()
+) -> bool:
     """Merges branches that are fed the layer's output into the layer that reads it; whether that could be done.
 
     The layer and its reader follow each other in an `nn.Sequential`.
     """
     parent, _, own = name.rpartition(".")
-    if not name or not own.isdigit():
-        return False
     row = module.get_submodule(parent)
-    if not (isinstance(row, nn.Sequential) and blocks.is_plain(row) and int(own) + 1 < len(row)):
+    names = list(row._modules)
+    if not name or not blocks.is_row(row) or own == names[-1]:
         return False
-    layer, reader = row[int(own)], row[int(own) + 1]
-    if layer._forward_hooks:
+    layer, reader = row.get_submodule(own), row.get_submodule(names[names.index(own) + 1])
+    if not is_plain(layer) or any(id(parameter) in read_elsewhere for parameter in reader.parameters()):
         return False
     map = _joint(branches)
     found = read(reader) if isinstance(reader, nn.Linear) or kernels.is_convolution(reader) else None
     if map is None or found is None or any(_uses(module)[id(each)] != 1 for each in (layer, reader)):
+        return False
+    if map.positions != kernels.positions(reader) or len(map.shift) != found.weight.shape[1] * found.groups:
         return False
     if _tied(module, reader) or (bool(map.shift.any()) and kernels.pads_zeros(reader)):
         return False
@@ -151,7 +183,9 @@ def _joint(branches: Sequence[Branch]) -> kernels.Pointwise | None:
         if map is None or branch.blend not in SUMS:
             return None
         if total is None:
-            total = Pointwise(torch.ones_like(map.shift), torch.zeros_like(map.shift))
+            total = Pointwise(torch.ones_like(map.shift), torch.zeros_like(map.shift), map.positions)
+        if total.positions != map.positions:
+            return None
         total = total.weighed(1 - branch.alpha if branch.blend == "lerp" else 1.0, map, branch.alpha)
     return total
 
@@ -179,7 +213,7 @@ def _made(branch: Branch, module: nn.Module, layer: nn.Module, last: nn.Module, 
         raise Unfoldable(f"the blend {branch.blend!r} is no sum")
     if branch.placement == "sequential":
         map = kernels.behind(branch.kernel)
-        if map is None:
+        if map is None or not (isinstance(last, Norm) or map.positions == kernels.positions(last)):
             raise Unfoldable(f"the kernel is no linear map of what the {kind} gives")
         if isinstance(last, Norm) and not map.diagonal:
             raise Unfoldable(f"a {kind} has no place for a map that mixes features")

@@ -22,7 +22,7 @@ def beside(kernel: nn.Module, layer: nn.Module) -> Affine | None:
     made = _in_geometry(parts[0], layer)
     for part in parts[1:]:
         behind = pointwise(part)
-        if made is None or behind is None:
+        if made is None or behind is None or behind.positions != positions(layer):
             return None
         made = made.then(behind)
     return made
@@ -33,7 +33,7 @@ def behind(kernel: nn.Module) -> Pointwise | None:
     found: Pointwise | None = None
     for part in _parts(kernel):
         map = pointwise(part)
-        if map is None:
+        if map is None or (found and found.positions != map.positions):
             return None
         found = found.then(map) if found else map
     return found
@@ -42,11 +42,17 @@ def behind(kernel: nn.Module) -> Pointwise | None:
 def pointwise(part: nn.Module) -> Pointwise | None:
     """A layer as a map over features, the same at every position; None if it is none."""
     if type(part) is ScaleShift:
-        return Pointwise(part.weight.detach().double().flatten(), part.bias.detach().double().flatten())
+        scale, shift = part.weight.detach().double(), part.bias.detach().double()
+        return Pointwise(scale.flatten(), shift.flatten(), scale.dim() - 1)
     affine = read(part) if isinstance(part, nn.Linear) or _is_mix(part) else None
     if affine is None:
         return None
-    return Pointwise(affine.dense().weight.flatten(1), affine.bias)
+    return Pointwise(affine.dense().weight.flatten(1), affine.bias, positions(part))
+
+
+def positions(layer: Any) -> int:
+    """How many axes of positions follow the features of what a layer of weights gives."""
+    return len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
 
 
 def is_convolution(layer: nn.Module) -> bool:
@@ -58,7 +64,7 @@ def pads_zeros(layer: Any) -> bool:
     """Whether some of the layer's taps read no feature at some positions."""
     if not isinstance(layer, _ConvNd):
         return False
-    return isinstance(layer, _ConvTransposeNd) or (layer.padding_mode == "zeros" and any(_padding(layer)))
+    return isinstance(layer, _ConvTransposeNd) or (layer.padding_mode == "zeros" and _pads(layer))
 
 
 def _parts(kernel: nn.Module) -> list[nn.Module]:
@@ -74,7 +80,7 @@ def _is_mix(part: nn.Module) -> bool:
         and not isinstance(part, _ConvTransposeNd)
         and set(part.kernel_size) == {1}
         and set(part.stride) == {1}
-        and not any(_padding(part))
+        and not _pads(part)
     )
 
 
@@ -99,7 +105,7 @@ def _among_taps(affine: Affine, part: _ConvNd, layer: _ConvNd) -> Affine | None:
     """A convolution's weights at those taps of another that read the same places."""
     if len(part.kernel_size) != len(layer.kernel_size) or part.stride != layer.stride:
         return None
-    if any(_padding(part)) and part.padding_mode != layer.padding_mode:
+    if _pads(part) and part.padding_mode != layer.padding_mode:
         return None
     places = []
     for own, held in zip(_reads(part), _reads(layer), strict=True):
@@ -116,6 +122,13 @@ def _reads(layer: _ConvNd) -> list[list[int]]:
     """By axis, where each tap reads, counted from stride times the output's position."""
     axes = zip(layer.kernel_size, layer.dilation, _padding(layer), strict=True)
     return [[dilation * tap - before for tap in range(taps)] for taps, dilation, before in axes]
+
+
+def _pads(layer: Any) -> bool:
+    """Whether anything is padded, before the first position or behind the last."""
+    if layer.padding == "same":
+        return any(dilation * (taps - 1) for taps, dilation in zip(layer.kernel_size, layer.dilation, strict=True))
+    return any(_padding(layer))
 
 
 def _padding(layer: _ConvNd) -> list[int]:
