@@ -136,7 +136,8 @@ def unwrap(
         each layer were merged, and why others were kept.
 
     Raises:
-        ParityError: The two disagree beyond the tolerance of the dtype.
+        ParityError: The two disagree beyond the tolerance of the dtype; `into` has been written to then.
+        WrapError: A layer that keeps its kernels has an attribute `grown` of its own.
         ArgumentError: `into` has other parameters or buffers than the model, or is of another class.
 
     Example:

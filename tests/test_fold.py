@@ -10,7 +10,7 @@ from test_blueprints import FIRST, KEY, built, fits
 from torch import nn
 
 import esper
-from esper.errors import ArgumentError
+from esper.errors import ArgumentError, WrapError
 from esper.lifecycle import SeedLifecycleState as State
 from esper.torch_frontend.blueprints import blueprint, names_for
 
@@ -471,3 +471,13 @@ def test_torchs_fast_path_of_a_transformer_layer_does_not_pass_by_what_grew():
     module = esper.unwrap(grown, probe=x)
     with torch.no_grad():
         torch.testing.assert_close(module(x), grown(x))
+
+
+def test_an_attribute_of_the_layers_own_is_not_lost():
+    class Layer(nn.Linear):
+        grown = "mine"
+
+    x = torch.randn(3, 5)
+    model = trained(esper.wrap(Layer(5, 5), target_layers=[Layer]), "", "mlp", x)
+    with pytest.raises(WrapError, match="has an attribute `grown`"):
+        esper.unwrap(model, probe=x)

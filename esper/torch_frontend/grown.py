@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from esper.blending import joined
+from esper.errors import WrapError
 
 _OWN = "_forward_of_its_own"
 
@@ -79,6 +80,11 @@ def grow(module: nn.Module, name: str, branch: Branch) -> nn.Module:
     """`module` with a branch beside the layer `name`; the layer object stays the same one, wherever it is shared."""
     layer = module.get_submodule(name)
     if not isinstance(layer, Grown):
+        if hasattr(layer, "grown"):
+            raise WrapError(
+                f"layer {name!r} ({type(layer).__name__}) has an attribute `grown`, where unwrap puts what grew: "
+                "rename it, or unwrap with fold=True if all of it folds"
+            )
         if "forward" in vars(layer):  # an instance's own would go before that of the class
             vars(layer)[_OWN] = vars(layer).pop("forward")
         layer.__class__ = grown_class(type(layer))

@@ -24,6 +24,7 @@ _TILED = 64  # outputs of an image, from which on a weight gradient is better ta
 _THIN, _NARROW = 32, 64  # channels
 _SOME, _MUCH = 140e6, 350e6  # products, of a convolution with narrow activations and of another
 _CACHED = 2**24  # elements of the cotangents times their channels, up to which XLA's own weight gradient is fast
+_COLOURS, _TAPS = 3, 9  # channels of a first layer's input, and places that it reads, up to which patches are small
 _WASTE = 1.2  # outputs that tiles cover, beside those that there are
 
 
@@ -93,6 +94,8 @@ def _plain(spec: Spec, group: Group, slid_over: Sizes, few: int) -> Any:
 
 
 def _untiled(spec: Spec, group: Group, few: int) -> Any:
+    if spec.rank == 2 and group.inputs <= _COLOURS and math.prod(spec.kernel) <= _TAPS:
+        return products
     images = group.batch if spec.rank == 2 and isinstance(group.batch, int) else math.inf
     return products if images * math.prod(spec.results) <= few else library
 
