@@ -17,8 +17,7 @@ from esper.parity import Agreement, compare, tolerance
 from esper.program import flatten, unflatten
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from esper.torch_frontend.hosted import Module
     from esper.torch_frontend.probe import Place, Slope
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -61,7 +60,7 @@ class Certificate:
 
 
 def certificate(
-    model: MorphableModel, module: nn.Module, probe: Any = None, *, gradients: bool = True
+    model: MorphableModel, module: Module, probe: Any = None, *, gradients: bool = True
 ) -> Certificate | None:
     """Compares the outputs of a model and of a module, and their gradients; None if there is nothing to compare on.
 
@@ -110,7 +109,7 @@ def arguments(given: Any) -> Call:
     return (given, {}) if isinstance(given, tuple) else ((given,), {})
 
 
-def _outputs(model: MorphableModel, module: nn.Module, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+def _outputs(model: MorphableModel, module: Module, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
     """The outputs of both that are tensors, by pairs."""
     from esper.torch_frontend.probe import evaluating
 
@@ -120,7 +119,7 @@ def _outputs(model: MorphableModel, module: nn.Module, args: Any, kwargs: Any) -
     return [(a, e) for a, e in zip(found, wanted, strict=True) if hasattr(e, "detach")]
 
 
-def _gradients(model: MorphableModel, module: nn.Module, args: Any, kwargs: Any) -> list[Agreement]:
+def _gradients(model: MorphableModel, module: Module, args: Any, kwargs: Any) -> list[Agreement]:
     """The gradients of both to what both have."""
     from esper.torch_frontend.probe import gradients
 

@@ -12,12 +12,11 @@ from flax import struct
 
 from esper.errors import ArgumentError, SignatureError
 from esper.hosting.ready import Body, Programs, Ready
-from esper.jax_backend.interchange import on_memory_of, wide
+from esper.jax_backend.interchange import is_foreign, on_memory_of, wide
 from esper.program import Static, Tree, flatten, unflatten
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from esper.torch_frontend.hosted import Module, Tensor
 
 
 class Containers(struct.PyTreeNode):
@@ -45,7 +44,7 @@ class FunctionRunner:
         """The same: it holds no values."""
         return self
 
-    def current(self, tensors: Mapping[str, torch.Tensor]) -> Any:
+    def current(self, tensors: Mapping[str, Tensor]) -> Any:
         """There is no model to be had.
 
         Raises:
@@ -54,21 +53,20 @@ class FunctionRunner:
         raise ArgumentError("this module runs a function, and no model of esper's")
 
     def ready(
-        self, tensors: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], modes: Any
+        self, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], modes: Any
     ) -> Ready:
         """A call."""
-        import torch
-
         from esper.torch_frontend.arrays import borrow, lend
+        from esper.torch_frontend.hosted import entropy
 
         leaves, tree = flatten((args, dict(kwargs)))
-        given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        given = [leaf for leaf in leaves if is_foreign(leaf)]
         held = [tensors[name] for name in self._names]
-        plain = tuple(None if isinstance(leaf, torch.Tensor) else Static(leaf) for leaf in leaves)
-        key = jax.random.key(int(torch.randint(1 << 31, ()))) if "key" in self._takes else None
+        plain = tuple(None if is_foreign(leaf) else Static(leaf) for leaf in leaves)
+        key = jax.random.key(entropy()) if "key" in self._takes else None
         seen: list[Any] = []
 
-        def finished(arrays: list[jax.Array], containers: Containers) -> list[torch.Tensor]:
+        def finished(arrays: list[jax.Array], containers: Containers) -> list[Tensor]:
             seen.append(containers.tree)
             return [borrow(array) for array in arrays]
 
@@ -104,7 +102,7 @@ class FunctionRunner:
         return run
 
 
-def parts_of(params: Any, trained: Callable[[str], bool] | None) -> nn.Module:
+def parts_of(params: Any, trained: Callable[[str], bool] | None) -> Module:
     """Modules that hold a tree's arrays under its paths: as parameters what is trained, the rest as buffers."""
     from esper.torch_frontend.arrays import to_torch
     from esper.torch_frontend.hosted import holding

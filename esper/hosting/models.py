@@ -14,14 +14,14 @@ import numpy as np
 from esper.errors import ArgumentError
 from esper.hosting.ready import Body, Programs, Ready
 from esper.jax_backend.call import Call, assemble, prepare
-from esper.jax_backend.interchange import adopt, borrow
+from esper.jax_backend.interchange import adopt, borrow, is_foreign
 from esper.jax_backend.model import MorphableModel, run_program
 from esper.jax_backend.registry import check_lowered, may_draw
 from esper.jax_backend.state import live_growths
 from esper.program import Program, TensorType, flatten
 
 if TYPE_CHECKING:
-    import torch
+    from esper.torch_frontend.hosted import Tensor
 
 Kind = tuple[Any, ...]
 """A tensor's dtype and shape."""
@@ -42,7 +42,7 @@ class ModelRunner:
         self._kinds = dict(kinds)
         self._names = _Names.of(model)
         self._programs: dict[Program, Programs] = {}
-        self._borrowed: dict[str, tuple[torch.Tensor, Kind, jax.Array]] = {}
+        self._borrowed: dict[str, tuple[Tensor, Kind, jax.Array]] = {}
 
     def copy(self) -> ModelRunner:
         """Another, for a module with tensors of its own; compiled programs are shared."""
@@ -50,7 +50,7 @@ class ModelRunner:
         other._programs = self._programs
         return other
 
-    def current(self, tensors: Mapping[str, torch.Tensor]) -> MorphableModel:
+    def current(self, tensors: Mapping[str, Tensor]) -> MorphableModel:
         """The model with a module's values, in memory of its own."""
         self._check(tensors)
         source = self._model.structure.source
@@ -58,10 +58,10 @@ class ModelRunner:
         return self._names.filled(kept, {name: adopt(source, tensors[name], name) for name in self._kinds})
 
     def ready(
-        self, tensors: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], modes: Any
+        self, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], modes: Any
     ) -> Ready:
         """A call."""
-        import torch
+        from esper.torch_frontend.hosted import entropy, is_parameter
 
         self._check(tensors)
         model, source = self._model, self._model.structure.source
@@ -70,8 +70,8 @@ class ModelRunner:
         written = {spec.target for spec in call.program.outputs if spec.kind != "user"}
         own = [tensors[name] for name in self._kinds]
         leaves = [leaf for leaf in flatten((args, dict(kwargs)))[0] if hasattr(leaf, "dtype")]
-        given = [leaf if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
-        key = jax.random.key(int(torch.randint(1 << 31, ()))) if may_draw(call.program) else None
+        given = [leaf if is_foreign(leaf) else None for leaf in leaves]
+        key = jax.random.key(entropy()) if may_draw(call.program) else None
         if call.program not in self._programs:
             self._programs[call.program] = Programs(self._names.body(call.program, list(self._kinds)))
         return Ready(
@@ -79,7 +79,7 @@ class ModelRunner:
             arrays=[*(self._array(name, tensors[name]) for name in self._kinds), *call.tensors],
             tensors=[*own, *given],
             guarded=[
-                *(name not in written and isinstance(tensors[name], torch.nn.Parameter) for name in self._kinds),
+                *(name not in written and is_parameter(tensors[name]) for name in self._kinds),
                 *(leaf is not None for leaf in given),
             ],
             rest=(model.replace(params={**model.params, "host": {}}, buffers={}), key, model.late_constants()),
@@ -88,7 +88,7 @@ class ModelRunner:
             sound=self._sound,
         )
 
-    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
         """Checks that the module has the tensors that were wrapped.
 
         Raises:
@@ -121,20 +121,19 @@ class ModelRunner:
         return train
 
     def _finished(
-        self, call: Call, tensors: Mapping[str, torch.Tensor], arrays: list[jax.Array], state: Any, seeds: Any
-    ) -> list[torch.Tensor]:
+        self, call: Call, tensors: Mapping[str, Tensor], arrays: list[jax.Array], state: Any, seeds: Any
+    ) -> list[Tensor]:
         """The outputs in torch; what the forward wrote, in its place."""
-        import torch
+        from esper.torch_frontend.hosted import overwrite
 
         source: Any = self._model.structure.source
-        with torch.no_grad():
-            for name, array in state.items():
-                tensors[name].copy_(source.to_foreign(array, None))
+        for name, array in state.items():
+            overwrite(tensors[name], source.to_foreign(array, None))
         if seeds is not None:
             self._model = self._model.replace(seeds=seeds)
         return [source.borrow(array, dtype) for array, dtype in zip(arrays, _dtypes(call.program), strict=True)]
 
-    def _array(self, name: str, tensor: torch.Tensor) -> jax.Array:
+    def _array(self, name: str, tensor: Tensor) -> jax.Array:
         """A tensor's array, on its memory if JAX can read that: then it is the same one until the tensor is another."""
         known, kind = self._borrowed.get(name), (tensor.data_ptr(), tensor.stride(), *kind_of(tensor))
         if known is not None and known[0] is tensor and known[1] == kind:
@@ -200,7 +199,7 @@ class _Names:
         return run
 
 
-def kind_of(tensor: torch.Tensor) -> Kind:
+def kind_of(tensor: Tensor) -> Kind:
     """A tensor's dtype and shape."""
     return tensor.dtype, tuple(tensor.shape)
 

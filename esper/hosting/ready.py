@@ -13,9 +13,7 @@ from esper.jax_backend.interchange import on_memory_of, wide
 from esper.jax_backend.pullback import Pullback
 
 if TYPE_CHECKING:
-    import torch
-
-    from esper.torch_frontend.hosted import Pull, Tensors
+    from esper.torch_frontend.hosted import Pull, Tensor, Tensors
 
 Places = tuple[int, ...]
 Body = Callable[[list[jax.Array], Any], tuple[list[jax.Array], Any]]
@@ -73,16 +71,16 @@ class Ready:
     tensors: Tensors
     guarded: Sequence[bool]
     rest: Any
-    finished: Callable[[list[jax.Array], Any], list[torch.Tensor]]
-    assembled: Callable[[Sequence[torch.Tensor]], Any]
+    finished: Callable[[list[jax.Array], Any], list[Tensor]]
+    assembled: Callable[[Sequence[Tensor]], Any]
     sound: Callable[[dict[int, jax.Array]], dict[int, jax.Array]] = lambda slopes: slopes
 
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> list[Tensor]:
         """The outputs that are tensors."""
         smooth, more = self.programs.pullback((), ()).values([], [], (list(self.arrays), self.rest))
         return self._outputs(smooth, more)
 
-    def forward(self, moving: Sequence[int]) -> tuple[list[torch.Tensor], Pull]:
+    def forward(self, moving: Sequence[int]) -> tuple[list[Tensor], Pull]:
         """The outputs, and what turns their gradients into those of the arrays at these places."""
         from esper.torch_frontend.arrays import borrow
 
@@ -107,18 +105,18 @@ class Ready:
 
         return self._outputs(smooth, more), pull
 
-    def assemble(self, outputs: Sequence[torch.Tensor]) -> Any:
+    def assemble(self, outputs: Sequence[Tensor]) -> Any:
         """The outputs in their containers."""
         return self.assembled(outputs)
 
-    def _outputs(self, smooth: list[jax.Array], more: Any) -> list[torch.Tensor]:
+    def _outputs(self, smooth: list[jax.Array], more: Any) -> list[Tensor]:
         exact, more = more
         given = iter(smooth)
         arrays = [next(given) if array is None else array for array in exact]
         return self.finished(*jax.block_until_ready((arrays, more)))
 
 
-def _slope(slope: torch.Tensor | None, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _slope(slope: Tensor | None, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """An output's gradient, as JAX has it."""
     from esper.torch_frontend.arrays import lend
 

@@ -19,18 +19,15 @@ from esper.jax_backend.interchange import wide
 from esper.optim.mapping import FIELDS, rule
 
 if TYPE_CHECKING:
-    from torch import nn, optim
-
-    from esper.torch_frontend.optimizers import Group
+    from esper.torch_frontend.hosted import Module
+    from esper.torch_frontend.optimizers import Group, Optimizer
     from esper.torch_frontend.probe import Place
 
 RESTING = "resting"
 """The label of parameters that the optimiser does not move."""
 
 
-def from_torch(
-    optimizer: optim.Optimizer, module: nn.Module | None = None
-) -> tuple[optax.GradientTransformationExtraArgs, Any]:
+def from_torch(optimizer: Optimizer, module: Module | None = None) -> tuple[optax.GradientTransformationExtraArgs, Any]:
     """A PyTorch optimiser as an optax transformation and its state: a run that is half done goes on as it would have.
 
     Groups become parts of `optax.partition`, and parameters that have made different numbers of steps parts of their
@@ -69,7 +66,7 @@ def from_torch(
     return tx, _filled(tx.init({"host": host, "kernels": {}}), parts, labels)
 
 
-def into_torch(opt_state: Any, optimizer: optim.Optimizer, module: nn.Module) -> None:
+def into_torch(opt_state: Any, optimizer: Optimizer, module: Module) -> None:
     """Writes the moments and steps of an optax state into a PyTorch optimiser, whose options stay as they are.
 
     Args:

@@ -8,7 +8,9 @@ from functools import cache
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor as Tensor
 from torch import jit, nn
+from torch.nn import Module as Module
 
 from esper.errors import ArgumentError, RefusedError, WrapError
 
@@ -144,6 +146,22 @@ def _attached(module: Any, runner: Runner) -> Any:
 def _class(own: type[nn.Module]) -> type[nn.Module]:
     made: Any = type(f"Hosted{own.__name__}", (Hosted, own), {"__module__": own.__module__})
     return made
+
+
+def is_parameter(tensor: torch.Tensor) -> bool:
+    """Whether torch trains it, or would."""
+    return isinstance(tensor, nn.Parameter)
+
+
+def entropy() -> int:
+    """A number that torch's generator draws."""
+    return int(torch.randint(1 << 31, ()))
+
+
+def overwrite(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Puts what a forward has written into a tensor."""
+    with torch.no_grad():
+        tensor.copy_(values)
 
 
 def holding(tensors: Mapping[str, torch.Tensor], trained: Callable[[str], bool]) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn, optim
+from torch.optim import Optimizer as Optimizer
 
 from esper.errors import OptimizerStateError
 from esper.torch_frontend.arrays import exportable, to_torch
