@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from esper.jax_backend.model import MorphableModel
     from esper.jax_backend.registry import lowers
     from esper.lifecycle import SeedLifecycleState
+    from esper.saving import load, save
     from esper.sharding import explain_sharding, shard
     from esper.train.fit import fit
 
@@ -41,10 +42,12 @@ __all__ = [
     "explain_sharding",
     "fit",
     "germinate",
+    "load",
     "load_kernel",
     "lowers",
     "optim",
     "reserve",
+    "save",
     "set_alpha",
     "shard",
     "torch_module",
@@ -65,9 +68,11 @@ _PLACES = {
     "explain_sharding": "esper.sharding",
     "fit": "esper.train.fit",
     "germinate": "esper.growth.verbs",
+    "load": "esper.saving",
     "load_kernel": "esper.growth.loading",
     "lowers": "esper.jax_backend.registry",
     "reserve": "esper.growth.reserve",
+    "save": "esper.saving",
     "set_alpha": "esper.growth.verbs",
     "shard": "esper.sharding",
     "torch_module": "esper.hosting",

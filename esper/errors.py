@@ -88,6 +88,10 @@ class StateError(EsperError, RuntimeError):
     """A checkpoint that does not match the model, or cannot be read."""
 
 
+class CorruptFileError(StateError):
+    """A file that is not what was written, or is none of esper's; nothing of it has been used."""
+
+
 class ShardingError(EsperError, ValueError):
     """Rules, a mesh or a batch that do not go together; `problems` lists every reason found."""
 

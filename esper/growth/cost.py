@@ -55,7 +55,7 @@ def cost(
         SeedError: The recipe does not fit the layer, or has no such option.
     """
     site = model.structure.site(layer)
-    made = model.structure.source.sprout(blueprint, site, options or {}, 0, blend)
+    made = model.structure.source.sprout(blueprint, site, options or {}, None, blend)
     arrays = {name: adopt(made.source, tensor, f"{layer}: {name}") for name, tensor in made.params.items()}
     return _counted(made.source, arrays, site, made.placement)
 

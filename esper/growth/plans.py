@@ -9,6 +9,7 @@ from esper.errors import EsperError, SeedError, UnknownBlueprintError
 from esper.growth.cost import cost
 from esper.growth.policy import Plan
 from esper.jax_backend.model import MorphableModel
+from esper.jax_backend.source import ModuleSource
 from esper.program import LayerSite
 
 Chosen = Mapping[str, str | Sequence[str]]
@@ -78,8 +79,12 @@ def plans(
 
 
 def _plan(model: MorphableModel, site: LayerSite, blueprint: str, size: int, blend: str, init: str) -> Plan:
-    source, found = model.structure.source, model.structure.site(site.name)
-    known = dict(source.sprout(blueprint, found, {}, 0).options)
-    options = {name: size for name in _SIZES if name in known}
+    options = sized(model.structure.source, model.structure.site(site.name), blueprint, size)
     needed = cost(model, layer=site.name, blueprint=blueprint, options=options, blend=blend)
     return Plan(blueprint, tuple(options.items()), needed.parameters, needed.flops, needed.bytes, blend, init)
+
+
+def sized(source: ModuleSource, site: LayerSite, blueprint: str, size: int) -> dict[str, int]:
+    """The options by which a blueprint's kernels have this rank or width, as far as they have one."""
+    known = dict(source.sprout(blueprint, site, {}, None).options)
+    return {name: size for name in _SIZES if name in known}

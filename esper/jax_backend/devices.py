@@ -30,6 +30,11 @@ def fetched(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(whole, tree))
 
 
+def is_main() -> bool:
+    """Whether this process is the one that writes files, of several."""
+    return jax.process_index() == 0
+
+
 def is_spread(tree: Any) -> bool:
     """Whether some of the tree's arrays lie on devices of several processes."""
     return any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in _concrete(tree))

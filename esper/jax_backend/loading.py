@@ -93,8 +93,7 @@ def _built(structure: Structure, layer: str, seed: int, artifact: KernelArtifact
     _refuse(where, artifact, list(_other_layer(site, artifact)))
     if artifact.blend not in BLENDS:
         _refuse(where, artifact, [f"there is no blend {artifact.blend!r}, there are: {', '.join(BLENDS)}"])
-    # The drawn parameters are not used, so any entropy will do.
-    sprout = structure.source.sprout(artifact.blueprint, site, dict(artifact.options), 0, artifact.blend)
+    sprout = structure.source.sprout(artifact.blueprint, site, dict(artifact.options), None, artifact.blend)
     _refuse(where, artifact, [*_other_parameters(sprout, artifact), *_other_recipe(sprout, artifact)])
     return Kernel(
         layer, seed, artifact.blueprint, sprout.options, site, sprout.placement, artifact.blend, sprout.source

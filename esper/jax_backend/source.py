@@ -11,7 +11,7 @@ import numpy as np
 
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.remat import Remat
-from esper.program import GRAFT, Growth, LayerSite, Program, Signature, TensorType
+from esper.program import GRAFT, Captured, Growth, LayerSite, Program, Recipe, Signature, TensorType
 
 
 class Sprout(Protocol):
@@ -60,6 +60,15 @@ class ModuleSource(Protocol):
         ...
 
     @property
+    def captures(self) -> tuple[Captured, ...]:
+        """Every Program captured so far, with the call that it was captured for."""
+        ...
+
+    def in_both_modes(self) -> tuple[Captured, ...]:
+        """The captures, in training and in evaluation mode where the module can be captured there too."""
+        ...
+
+    @property
     def description(self) -> str:
         """The module's parts and their settings, as text: equal for modules that were built alike."""
         ...
@@ -95,9 +104,24 @@ class ModuleSource(Protocol):
         ...
 
     def sprout(
-        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int, blend: str = "add"
+        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int | None, blend: str = "add"
     ) -> Sprout:
-        """Builds a kernel for a layer."""
+        """Builds a kernel for a layer; its values are drawn from `entropy`, None where nobody looks at them."""
+        ...
+
+    def recipe(
+        self,
+        blueprint: str,
+        site: LayerSite,
+        options: Mapping[str, Any],
+        gated: bool,
+        fed: Sequence[tuple[TensorType, TensorType]],
+    ) -> Recipe:
+        """A blueprint for a layer, as plain data; `fed` is what the layer has taken and given."""
+        ...
+
+    def blueprints(self, kind: str) -> tuple[str, ...]:
+        """The blueprints for layers of this kind."""
         ...
 
 

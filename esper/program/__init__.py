@@ -16,6 +16,7 @@ from esper.program.graph import (
     TensorType,
 )
 from esper.program.growth import Growth
+from esper.program.recipe import Captured, Recipe
 from esper.program.repeats import Block, Occurrence
 from esper.program.signature import Signature, Static
 from esper.program.site import LayerSite
@@ -27,6 +28,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "BindError",
     "Block",
+    "Captured",
     "DType",
     "Growth",
     "InputSpec",
@@ -35,6 +37,7 @@ __all__ = [
     "Occurrence",
     "OutputSpec",
     "Program",
+    "Recipe",
     "Ref",
     "Signature",
     "Static",

@@ -16,10 +16,11 @@ SCHEMA_VERSION = 1
 
 def dumps(program: Program) -> str:
     """Canonical JSON: equal Programs give equal text."""
-    return json.dumps(_body(program), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(to_body(program), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _body(program: Program) -> dict[str, Any]:
+def to_body(program: Program) -> dict[str, Any]:
+    """A Program as what JSON can hold."""
     return {
         "schema": SCHEMA_VERSION,
         "train": program.train,
@@ -48,12 +49,13 @@ def loads(text: str) -> Program:
         found = body.get("schema") if isinstance(body, dict) else type(body).__name__
         raise ProgramError(f"Program schema {SCHEMA_VERSION} expected, found {found!r}")
     try:
-        return _program(body)
+        return from_body(body)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ProgramError(f"not a well-formed Program: {error}") from None
 
 
-def _program(body: dict[str, Any]) -> Program:
+def from_body(body: dict[str, Any]) -> Program:
+    """A Program from what `to_body` gave; malformed ones raise what Python raises."""
     return Program(
         inputs=tuple(InputSpec(n, k, t, _read_type(found)) for n, k, t, found in body["inputs"]),
         nodes=tuple(_read_node(node) for node in body["nodes"]),
@@ -110,7 +112,7 @@ def _literal(value: Any) -> Any:
         case DType(name):
             return {"dtype": name}
         case Program():
-            return {"program": _body(value)}
+            return {"program": to_body(value)}
         case tuple():
             return [_literal(item) for item in value]
         case complex():
@@ -123,7 +125,7 @@ def _literal(value: Any) -> Any:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "ref": Ref,
     "dtype": DType,
-    "program": lambda body: _program(body),
+    "program": lambda found: from_body(found),
     "complex": lambda parts: complex(*(_read(part) for part in parts)),
     "float": float,
 }

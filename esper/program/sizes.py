@@ -5,8 +5,16 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    """A power that a size can be: a file may hold any, and an exact power of a power of a power has no end."""
+    if abs(exponent) > 64 or abs(base) > 2**63:
+        raise ValueError(f"{base} to the power {exponent} is no size")
+    return base**exponent
+
 
 _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -15,7 +23,7 @@ _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Div: operator.truediv,
     ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    ast.Pow: _power,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -43,6 +51,15 @@ def holds(condition: str, shapes: Sequence[tuple[int, ...]]) -> bool:
     return bool(_evaluate(ast.parse(condition, mode="eval").body, shapes))
 
 
+def value(expression: str, bound: Mapping[str, int]) -> int:
+    """The size that an expression of symbols stands for, such as "2*s0".
+
+    Raises:
+        ValueError: It is no arithmetic on sizes, or of symbols that are not bound.
+    """
+    return int(_evaluate(ast.parse(expression, mode="eval").body, (), bound))
+
+
 def check(condition: str) -> None:
     """Raises ValueError if `condition` is not arithmetic on sizes."""
     for node in ast.walk(ast.parse(condition, mode="eval")):
@@ -56,24 +73,29 @@ def _call_name(node: ast.Call) -> str:
     return ast.unparse(node.func)
 
 
-def _evaluate(node: ast.AST, shapes: Sequence[tuple[int, ...]]) -> Any:
+def _evaluate(node: ast.AST, shapes: Sequence[tuple[int, ...]], bound: Mapping[str, int] | None = None) -> Any:
+    def of(part: ast.AST) -> Any:
+        return _evaluate(part, shapes, bound)
+
     match node:
         case ast.Constant(value=bool() | int() | float() as value):
             return value
+        case ast.Name(name) if bound and name in bound:
+            return bound[name]
         case ast.BinOp(left, op, right):
-            return _BINARY[type(op)](_evaluate(left, shapes), _evaluate(right, shapes))
+            return _BINARY[type(op)](of(left), of(right))
         case ast.UnaryOp(op, operand):
-            return _UNARY[type(op)](_evaluate(operand, shapes))
+            return _UNARY[type(op)](of(operand))
         case ast.BoolOp(op, values):
-            found = (_evaluate(value, shapes) for value in values)
+            found = (of(value) for value in values)
             return all(found) if isinstance(op, ast.And) else any(found)
         case ast.Compare(left, ops, comparators):
-            return _compare(_evaluate(left, shapes), ops, [_evaluate(c, shapes) for c in comparators])
+            return _compare(of(left), ops, [of(c) for c in comparators])
         case ast.Call(_, args) if _call_name(node) == "size":
-            tensor, dimension = (_evaluate(arg, shapes) for arg in args)
+            tensor, dimension = (of(arg) for arg in args)
             return shapes[tensor][dimension]
         case ast.Call(_, args) if _call_name(node) in _CALLS:
-            return _CALLS[_call_name(node)](*(_evaluate(arg, shapes) for arg in args))
+            return _CALLS[_call_name(node)](*(of(arg) for arg in args))
     raise ValueError(f"not a condition on sizes: {ast.unparse(node)}")
 
 

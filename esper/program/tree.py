@@ -129,7 +129,7 @@ def _build(tree: Tree, leaves: Iterator[Any]) -> Any:
     named = dict(zip(tree.keys, members, strict=True))
     if tree.kind == "ordered_dict":
         return OrderedDict(named)
-    cls = tree.cls or _known_class(tree.path)
+    cls = tree.cls or _known_class(tree)
     if tree.kind == "dict" or cls is None:
         return named
     return _fill(cls, named) if tree.kind == "dataclass" else cls(*members)
@@ -144,10 +144,18 @@ def _fill(cls: type, named: dict[str, Any]) -> Any:
     return made
 
 
-def _known_class(path: str) -> type | None:
-    """The class at `path` if its module is already loaded: reading a file never imports anything."""
-    module_name, _, qualname = path.partition(":")
+def _known_class(tree: Tree) -> type | None:
+    """The class that a Tree names, if its module is loaded already: reading a file never imports anything.
+
+    What a file names is called, so only a namedtuple or a dataclass with just these fields is taken for one.
+    """
+    module_name, _, qualname = tree.path.partition(":")
     found: Any = sys.modules.get(module_name)
     for part in qualname.split("."):
         found = getattr(found, part, None)
-    return found if isinstance(found, type) else None
+    if not isinstance(found, type):
+        return None
+    if tree.kind == "namedtuple":
+        return found if issubclass(found, tuple) and getattr(found, "_fields", None) == tree.keys else None
+    names = {own.name for own in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
+    return found if names.issuperset(tree.keys) and names else None

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from esper.errors import RefusedError, TraceError, WrapError
-from esper.program import BindError, Growth, LayerSite, Program, Signature, Static, TensorType
-from esper.torch_frontend import capture, checkpoints, program_cache
+from esper.program import BindError, Captured, Growth, LayerSite, Program, Recipe, Signature, Static, TensorType
+from esper.torch_frontend import capture, checkpoints, program_cache, recipes
 from esper.torch_frontend.arrays import borrow, exportable, lend, to_torch
-from esper.torch_frontend.blueprints import build, copied
+from esper.torch_frontend.blueprints import build, copied, names_for
 from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
 from esper.torch_frontend.rebuild import put, rebuild
@@ -76,6 +76,7 @@ class TorchSource:
         constants: Tensors the captures close over, by name.
         carried: What the backend made of the constants.
         traces: How many captures were made.
+        supported: Whether an operator, by its full overload name, has a lowering.
     """
 
     def __init__(
@@ -88,10 +89,10 @@ class TorchSource:
         self.constants = dict(attributes(self.module))
         self.carried: dict[str, Any] = {}
         self.traces = 0
-        self._supported = supported
+        self.supported = supported
         self._programs: dict[Any, list[Program]] = {}
         self._met: dict[Signature, Program] = {}
-        self._signatures: list[Signature] = []
+        self._captures: list[Captured] = []
         self._narrowed_from = {} if wide else _wide_tensors(module)
         self._aliases = aliases(self.module)
         self._hooks = _parameter_hooks(module)
@@ -99,7 +100,7 @@ class TorchSource:
     @property
     def programs(self) -> tuple[Program, ...]:
         """Every Program captured so far."""
-        return tuple(program for family in self._programs.values() for program in family)
+        return tuple(program for _, program in self._captures)
 
     def program(self, signature: Signature) -> Program:
         """The Program for a call: one captured before that covers it, or a new capture.
@@ -126,9 +127,33 @@ class TorchSource:
         """Whether 64-bit floats of the module are carried in 32 bits."""
         return bool(self._narrowed_from)
 
+    @property
+    def captures(self) -> tuple[Captured, ...]:
+        """Every Program captured so far, with the call that it was captured for."""
+        return tuple(self._captures)
+
+    def in_both_modes(self) -> tuple[Captured, ...]:
+        """The captures, in training and in evaluation mode where the module can be captured there too."""
+        return recipes.in_both_modes(self)
+
+    def recipe(
+        self,
+        blueprint: str,
+        site: LayerSite,
+        options: Mapping[str, Any],
+        gated: bool,
+        fed: Sequence[tuple[TensorType, TensorType]],
+    ) -> Recipe:
+        """A blueprint for a layer, as plain data."""
+        return recipes.recipe(self, blueprint, site, options, gated, fed)
+
+    def blueprints(self, kind: str) -> tuple[str, ...]:
+        """The blueprints for layers of this kind."""
+        return names_for(kind)
+
     def calls(self) -> list[Signature]:
         """One signature for each kind of call seen so far, all in evaluation mode."""
-        return list({signature.family[:2]: replace(signature, train=False) for signature in self._signatures}.values())
+        return list({call.family[:2]: replace(call, train=False) for call, _ in self._captures}.values())
 
     def original(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The 64-bit tensor that `tensor` was narrowed from, if it has not changed since; else `tensor`."""
@@ -179,7 +204,7 @@ class TorchSource:
         return module
 
     def sprout(
-        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int, blend: str = "add"
+        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int | None, blend: str = "add"
     ) -> Sprout:
         """Builds a kernel for a layer: a source of its own, and initial parameters.
 
@@ -190,7 +215,7 @@ class TorchSource:
         kernel, entry = build(blueprint, site, options, entropy, self.module.get_submodule(site.name), blend)
         params = {name: parameter.detach() for name, parameter in kernel.named_parameters()}
         return Sprout(
-            source=TorchSource(kernel, supported=self._supported, wide=self.wide),
+            source=TorchSource(kernel, supported=self.supported, wide=self.wide),
             params=params,
             placement=entry.placement,
             options=tuple(sorted({**entry.options, **options}.items())),
@@ -204,14 +229,14 @@ class TorchSource:
                 return program
         program = self._kept_or_captured(signature)
         known.append(program)
-        self._signatures.append(signature)
+        self._captures.append((signature, program))
         return program
 
     def _kept_or_captured(self, signature: Signature) -> Program:
         """The Program for a call, from the disk if it is there."""
         set_mode(self.module, signature.train, self.modes)
         settings = [self.layers, self.wide, self.modes, self._hooks]
-        place = program_cache.family(self.module, signature, self._supported, *settings)
+        place = program_cache.family(self.module, signature, self.supported, *settings)
         for program, constants in program_cache.read(place) if place else ():
             if _covers(program, signature):
                 return self._adopted(program, constants)
@@ -269,7 +294,7 @@ class TorchSource:
         named = {name: self.module.get_submodule(name) for name in self.layers}
         with torch.inference_mode(False), tensors_stay(flat.module), markers(named):
             exported = capture.export(flat, tensors, attempt.dynamic, self._hooks)
-        exported, functions = capture.functionalise(flat, exported, decompositions(exported, self._supported))
+        exported, functions = capture.functionalise(flat, exported, decompositions(exported, self.supported))
         program = translate(
             exported,
             out_tree=flat.seen.out_tree,

@@ -6,9 +6,11 @@ A step is `train.step.train_step`, an evaluation `evaluate`, what a policy sees 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +34,7 @@ from esper.train.checkpoint import Checkpoint
 from esper.train.compiles import counting_compiles
 from esper.train.governor import Governor
 from esper.train.history import Record
+from esper.train.keeping import Checkpoints, Keeper, newest
 from esper.train.ledger import Ledger
 from esper.train.objective import Criterion, Objective, OnTargets, objective
 from esper.train.observe import gains, growing, with_health
@@ -40,6 +43,7 @@ from esper.train.rehearsal import rehearse
 from esper.train.run import Course, OnStep, Run
 from esper.train.step import Learner, with_kernels
 from esper.train.stopping import EarlyStopping
+from esper.train.stored import read
 from esper.train.stream import Epochs, Shuffled, Stream, held_out, is_examples, own
 
 Metrics = Mapping[str, Criterion]
@@ -93,7 +97,8 @@ def fit(
     on_step: OnStep = lambda run: None,
     progress: bool = False,
     name: str = "growth",
-    resume: Checkpoint | None = None,
+    checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
+    resume: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> FitResult:
     """Trains a model, and grows it where a policy says so.
 
@@ -121,7 +126,10 @@ def fit(
         on_step: Called with the run after every step, without waiting for the device.
         progress: Whether to show a bar, in terminals.
         name: Of the run, in its records.
-        resume: A checkpoint of the same run, with the same other arguments but `steps`: goes on from there.
+        checkpoints: A folder to keep checkpoints of the run in, or `Checkpoints` with how often and how many; what a
+            run loses that is killed is what it has done since the last evaluation that is kept. None: nowhere.
+        resume: A checkpoint of the same run, with the same other arguments but `steps`: goes on from there. Or the
+            folder of one, or that of `checkpoints`, whose newest it is; without any, the run begins.
 
     Returns:
         The trained model, and all about how it came to be.
@@ -142,7 +150,7 @@ def fit(
         True
     """
     growth, minimised = growth or _NOTHING, objective(loss)
-    _check(steps, every, growth, policy, validation, resume)
+    _check(steps, every, growth, policy, validation)
     if growth.swap == "ready" and is_spread(model.params):
         raise ArgumentError(
             "swap='ready' changes the model when its compile is done, which is another step in every process: give "
@@ -161,15 +169,17 @@ def fit(
         schedule(growth.schedule),
         growth.race,
     )
+    chosen = policy or (Tamiyo(growth) if growth.policy != "none" else None)
+    resume = _point(resume, steps, model, learner, chosen)
+    keeper = _keeper(checkpoints, chosen, resumed=resume is not None)
     with ExitStack() as stack:
         counter = stack.enter_context(counting_compiles())
         tick = stack.enter_context(progress_bar(steps - (resume.done if resume else 0), shown=progress))
         model = resume.state.model if resume else model
         stream = Stream(epochs, source, *((resume.epoch, resume.index) if resume else ()))
         _check_batch(minimised, model, stream.peek(), held)
-        if resume is None:  # what its captures close over: an argument of every step, where it was a part of each
-            model = model.replace(constants=dict(constants(source)))
-        chosen = policy or (Tamiyo(growth) if growth.policy != "none" else None)
+        # What its captures close over: an argument of every step, where it was a part of each.
+        model = model.replace(constants=dict(constants(source)))
         course = Course(
             learner=learner,
             steps=steps,
@@ -183,10 +193,12 @@ def fit(
             stopping=early_stopping,
             on_step=lambda run: (tick(), on_step(run))[1],
         )
-        books = Books(counter, learner, name, tuple(callbacks), resume)
-        state = learner.resumed(resume.state) if resume else learner.begin(model, key)
+        books = Books(counter, learner, name, (*callbacks, *([keeper] if keeper else [])), resume)
+        state = learner.resumed(replace(resume.state, model=model)) if resume else learner.begin(model, key)
         run = Run(course, state, stream, held, books)
         stack.callback(run.close)
+        if keeper:
+            stack.callback(keeper.wait)
         books.sized(run.done, state.model)
         if course.plans:
             rehearse(model, course.plans)
@@ -194,6 +206,9 @@ def fit(
         if resume:
             run.resume(resume)
         run.go()
+        if keeper:
+            keeper.keep(run.checkpoint())
+            keeper.close()
         return _finished(run, minimised, held)
 
 
@@ -232,16 +247,39 @@ def _swap(growth: TamiyoSettings, every: int) -> int | None:
             return steps
 
 
-def _check(
-    steps: int, every: int, growth: TamiyoSettings, policy: Any, validation: Any, resume: Checkpoint | None
-) -> None:
+def _point(
+    resume: str | os.PathLike[str] | Checkpoint | None,
+    steps: int,
+    model: MorphableModel,
+    learner: Learner,
+    policy: Policy[Any] | None,
+) -> Checkpoint | None:
+    """Where to go on from; None: from the beginning."""
+    if resume is None:
+        return None
+    if isinstance(resume, Checkpoint):
+        if resume.done >= steps:
+            raise ArgumentError(f"the checkpoint is at step {resume.done}, and the run has {steps}: give more `steps`")
+        return resume
+    found = newest(Path(resume))
+    return None if found is None else read(found, model, learner, policy)
+
+
+def _keeper(
+    checkpoints: str | os.PathLike[str] | Checkpoints | None, policy: Policy[Any] | None, *, resumed: bool
+) -> Keeper | None:
+    if checkpoints is None:
+        return None
+    where = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints)
+    return Keeper(where, policy, resumed=resumed)
+
+
+def _check(steps: int, every: int, growth: TamiyoSettings, policy: Any, validation: Any) -> None:
     for what, value in (("steps", steps), ("every", every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ArgumentError(f"{what} is a whole number of at least 1, not {value!r}")
     if validation is None and (policy is not None or growth.policy != "none"):
         raise ArgumentError("growth is decided on held-out data: give them as `validation`")
-    if resume is not None and resume.done >= steps:
-        raise ArgumentError(f"the checkpoint is at step {resume.done}, and the run has {steps}: give more `steps`")
 
 
 def _check_batch(minimised: Objective, model: MorphableModel, batch: Any, held: Any) -> None:

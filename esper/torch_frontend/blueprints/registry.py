@@ -115,7 +115,7 @@ def build(
     name: str,
     site: LayerSite,
     options: Mapping[str, Any],
-    entropy: int,
+    entropy: int | None,
     layer: nn.Module,
     blend: str = "add",
 ) -> tuple[nn.Module, Blueprint]:
@@ -125,7 +125,8 @@ def build(
         name: A blueprint's name.
         site: The layer it joins.
         options: The recipe's options.
-        entropy: What its initial parameters are drawn from; torch's global generator is left as it was.
+        entropy: What its initial parameters are drawn from; torch's global generator is left as it was. None: from
+            that, as it is.
         layer: The layer itself, for recipes that read it.
         blend: How it will join the layer; "gate" puts the kernel behind a gate of its own.
 
@@ -147,7 +148,8 @@ def build(
     if unknown:
         raise SeedError(f"blueprint {name!r} has no option {sorted(unknown)}; its options: {entry.options}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(entropy)
+        if entropy is not None:
+            torch.manual_seed(entropy)
         kernel = entry.recipe(site, *((layer,) if entry.reads_layer else ()), **options)
         if blend == "gate":
             kernel = Gated(kernel, site.features_out if entry.placement == "sequential" else site.features_in, site)

@@ -1,0 +1,152 @@
+"""Checkpoints of a run in a folder: written in the background, the last few kept, the newest found again."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esper.errors import ArgumentError
+from esper.growth.policy import Policy
+from esper.jax_backend.devices import is_main, is_spread
+from esper.persistence.folder import is_whole, remove_folder
+from esper.train import stored
+from esper.train.checkpoint import Checkpoint
+from esper.train.history import Record
+from esper.train.unobtrusive import unobtrusive
+
+if TYPE_CHECKING:
+    from esper.train.run import Run
+
+_NAME = re.compile(r"(\d{6,})-step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run keeps its checkpoints, and which.
+
+    Attributes:
+        folder: A folder of the run's own.
+        every: Evaluations from one to the next.
+        keep: How many stay; older ones are removed.
+        background: Whether they are written while training goes on.
+
+    Raises:
+        ArgumentError: `every` or `keep` is below 1.
+    """
+
+    folder: str | os.PathLike[str]
+    every: int = 1
+    keep: int = 3
+    background: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"Checkpoints: {name} is a whole number of at least 1, not {value!r}")
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint that was written whole; None: there is none.
+
+    `folder` is one itself, or holds those of a run.
+    """
+    if is_whole(folder):
+        return folder
+    return next(reversed(_whole(folder)), None)
+
+
+class Keeper:
+    """A callback that keeps checkpoints: one is written at a time, and what goes wrong is raised at the next.
+
+    Raises:
+        ArgumentError: The folder holds the checkpoints of another run.
+    """
+
+    def __init__(self, where: Checkpoints, policy: Policy[Any] | None, *, resumed: bool) -> None:
+        self._where, self._folder, self._policy = where, Path(where.folder), policy
+        held = newest(self._folder)
+        if held is not None and not resumed:
+            raise ArgumentError(
+                f"{held} is a checkpoint of another run, which would be removed: resume={str(self._folder)!r} goes on "
+                "from there, and another folder begins anew"
+            )
+        self._evaluations = 0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __call__(self, record: Record, run: Run) -> None:
+        """Keeps the run as it is at an evaluation."""
+        if record.event == "evaluate":
+            self._evaluations += 1
+            if self._evaluations % self._where.every == 0:
+                self.keep(run.checkpoint())
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint, after the last one has been written."""
+        self.close()
+        if self._where.background and not is_spread(checkpoint.state.model.params):
+            self._thread = threading.Thread(target=self._behind, args=(checkpoint,), name="esper-checkpoint")
+            self._thread.start()
+        else:
+            self._write(checkpoint)
+
+    def wait(self) -> None:
+        """Waits until nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Waits until what is being written is there.
+
+        Raises:
+            StateError: It could not be written.
+        """
+        self.wait()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _behind(self, checkpoint: Checkpoint) -> None:
+        try:
+            with unobtrusive():
+                self._write(checkpoint)
+        except BaseException as error:  # raised again in the thread that trains
+            self._error = error
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        content = stored.fetch(checkpoint, self._policy)
+        if not is_main():
+            return
+        number = max((int(found[1]) for found in map(_NAME.fullmatch, _names(self._folder)) if found), default=0) + 1
+        stored.write(self._folder / f"{number:06d}-step-{checkpoint.done}", content)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Removes the oldest, and what was never finished."""
+        whole = _whole(self._folder)
+        kept = {path.name for path in whole[-self._where.keep :]}
+        for name in _names(self._folder):
+            if _NAME.fullmatch(name) and name not in kept:
+                try:
+                    remove_folder(self._folder / name)
+                except OSError as error:
+                    warnings.warn(f"an old checkpoint stays: {error}", stacklevel=2)
+
+
+def _whole(folder: Path) -> list[Path]:
+    """The checkpoints of a run that were written whole, in order."""
+    names = [name for name in _names(folder) if _NAME.fullmatch(name)]
+    found = [folder / name for name in sorted(names, key=lambda name: int(name.partition("-")[0]))]
+    return [path for path in found if is_whole(path)]
+
+
+def _names(folder: Path) -> list[str]:
+    return (
+        [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)] if folder.is_dir() else []
+    )

@@ -1,0 +1,151 @@
+"""A checkpoint as a folder, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from esper.errors import CorruptFileError, EsperError
+from esper.growth.credit import Gain
+from esper.growth.memory import Culled
+from esper.growth.memory import Memory as TamiyoMemory
+from esper.growth.policy import (
+    Cull,
+    Germinate,
+    Hold,
+    LayerView,
+    Observation,
+    Plan,
+    Policy,
+    SeedView,
+    SetAlpha,
+    Transition,
+)
+from esper.growth.scores import FirstOrder
+from esper.jax_backend.devices import fetched, is_main
+from esper.jax_backend.model import MorphableModel
+from esper.lifecycle import SeedLifecycleState
+from esper.persistence import MALFORMED
+from esper.persistence.folder import read_folder, write_folder
+from esper.persistence.models import CLASSES, SavedModel, host_of, restored, saved, state_of
+from esper.persistence.plain import Classes, Reader, Writer, table
+from esper.persistence.tensors import read_tensors, write_tensors
+from esper.persistence.trees import plain_tree, tree_like
+from esper.train.change import Change
+from esper.train.checkpoint import Checkpoint
+from esper.train.governor import Memory as GovernorMemory
+from esper.train.history import Record
+from esper.train.ledger import Ledger, Spent
+from esper.train.step import Learner, TrainState
+
+KIND = "checkpoint"
+
+_CLASSES = CLASSES | table(
+    *(Record, Ledger, Spent, GovernorMemory, TamiyoMemory, Culled, SeedLifecycleState),
+    *(Observation, LayerView, SeedView, Plan, Gain, FirstOrder),
+    *(Change, Germinate, Transition, SetAlpha, Cull, Hold),
+)
+
+_SUMS = ("key", "step", "loss", "pull")
+_ASIDE = ("state",)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A checkpoint in this process's own memory, ready to be written.
+
+    Attributes:
+        run: All that JSON can hold.
+        host: Parameters and buffers by torch name.
+        rest: The other arrays by name.
+    """
+
+    run: Any
+    host: Mapping[str, np.ndarray]
+    rest: Mapping[str, np.ndarray]
+
+
+def fetch(checkpoint: Checkpoint, policy: Policy[Any] | None) -> Fetched:
+    """Waits for a checkpoint's arrays, and takes it apart.
+
+    Raises:
+        StateError: Something that no file can hold, such as the memory of a policy that is no plain data.
+    """
+    state, writer = checkpoint.state, Writer(_classes(policy), "run/")
+    names = [own.name for own in dataclasses.fields(checkpoint) if own.name not in _ASIDE]
+    run = {
+        "model": writer.plain(saved(state.model), "the model"),
+        "opt_state": plain_tree(writer, state.opt_state, "the optimiser's state"),
+        "sums": {name: writer.plain(getattr(state, name), name) for name in _SUMS},
+        "run": {name: writer.plain(getattr(checkpoint, name), f"the run's {name}") for name in names},
+    }
+    return Fetched(run, host_of(state.model), state_of(state.model) | fetched(writer.arrays))
+
+
+def write(folder: Path, content: Fetched) -> None:
+    """Writes a checkpoint, by one process of several; atomic.
+
+    Raises:
+        StateError: The folder cannot be written.
+    """
+    if is_main():
+        text = json.dumps(content.run, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        parts = {
+            "host.safetensors": lambda file: write_tensors(file, content.host),
+            "rest.safetensors": lambda file: write_tensors(file, content.rest),
+            "run.json": lambda file: file.write_text(text, encoding="ascii"),
+        }
+        write_folder(folder, KIND, parts)
+
+
+def read(folder: Path, model: MorphableModel, learner: Learner, policy: Policy[Any] | None) -> Checkpoint:
+    """A checkpoint from a folder, on a model of the same module.
+
+    Args:
+        folder: What `write` has written.
+        model: A model as it was before the run: its source builds the kernels anew.
+        learner: How the run learns, which gives the form of the optimiser's state.
+        policy: What decides on growth in the run.
+
+    Raises:
+        CorruptFileError: A byte is not what was written.
+        StateError: The checkpoint is of another model, optimiser or policy.
+    """
+    parts = read_folder(folder, KIND)
+    try:
+        host, rest = (
+            read_tensors(parts[name], f"{folder}: {name}") for name in ("host.safetensors", "rest.safetensors")
+        )
+        held, reader = json.loads(parts["run.json"]), Reader(_classes(policy), rest)
+        kept = reader.value(held["model"])
+        if not isinstance(kept, SavedModel):
+            raise CorruptFileError(f"{folder}: there is no model")
+        grown = restored(model, kept, host, rest)
+        form = (
+            jax.eval_shape(learner.tx.init, grown.params)
+            if grown.structure.placement is None
+            else learner.tx.init(grown.params)
+        )
+        state = TrainState(
+            model=grown,
+            opt_state=tree_like(reader, held["opt_state"], form, "the optimiser's state"),
+            **{name: reader.value(held["sums"][name]) for name in _SUMS},
+        )
+        return Checkpoint(state=state, **{name: reader.value(value) for name, value in held["run"].items()})
+    except EsperError:
+        raise
+    except MALFORMED as error:
+        raise CorruptFileError(f"{folder} holds what no run writes: {type(error).__name__}: {error}") from error
+
+
+def _classes(policy: Policy[Any] | None) -> Classes:
+    """What may be in a file: plain data of esper's, and of the policy's own if its memory is a dataclass."""
+    memory = type(policy.start()) if policy is not None else None
+    return _CLASSES | (table(memory) if memory is not None and dataclasses.is_dataclass(memory) else {})
