@@ -120,6 +120,11 @@ class ModuleSource(Protocol):
         """A blueprint for a layer, as plain data; `fed` is what the layer has taken and given."""
         ...
 
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The blueprints that came along as plain data; where they are made as they are asked for, none."""
+        ...
+
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints for layers of this kind."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import secrets
@@ -29,7 +30,7 @@ except ImportError:  # Windows has other locks, and refuses to remove a file tha
 MANIFEST = "manifest.json"
 FORMAT = "esper/1"
 _LARGEST_MANIFEST = 1 << 20
-_LARGEST_JSON = 1 << 28
+_LARGEST_JSON = 1 << 26
 _BLOCK = 1 << 20
 _PART = re.compile(r"[a-z]+-[0-9a-f]{16}\.(safetensors|json)")
 _TEMPORARY = ".part-"
@@ -77,8 +78,8 @@ def write_folder(path: Path, kind: str, parts: Mapping[str, Write]) -> None:
         raise StateError(f"{path} cannot be written: {error}; what it held is as it was") from error
 
 
-def read_folder(path: Path, kind: str) -> dict[str, bytes]:
-    """The content of every part of a folder, by name, each checked against the manifest.
+def read_folder(path: Path, kind: str) -> dict[str, memoryview]:
+    """The content of every part of a folder, by name, each checked against the manifest; it lies in the page cache.
 
     Raises:
         StateError: There is no such folder, it holds nothing of esper's, or something of another kind.
@@ -138,6 +139,8 @@ def _place(path: Path, name: str, write: Write) -> Part:
     try:
         write(temporary)
         size, digest = _digest(temporary)
+        if suffix == "json" and size > _LARGEST_JSON:
+            raise StateError(f"{path}: {name} would be {size} bytes, and at most {_LARGEST_JSON} are read again")
         part = Part(f"{stem}-{digest[:16]}.{suffix}", size, digest)
         assert _PART.fullmatch(part.file), part.file
         os.replace(temporary, path / part.file)
@@ -164,13 +167,10 @@ def _temporary(path: Path) -> Path:
 
 def _digest(file: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file that is on the disk from now on."""
-    hasher, size = hashlib.sha256(), 0
     with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            hasher.update(block)
-            size += len(block)
+        found = _read_through(opened.fileno())
         os.fsync(opened.fileno())
-    return size, hasher.hexdigest()
+    return found
 
 
 def _sync(path: Path) -> None:
@@ -212,7 +212,8 @@ def _manifest_bytes(path: Path) -> bytes:
     if not is_whole(path):
         found = ", ".join(sorted(entry.name for entry in os.scandir(path))[:5]) or "nothing"
         raise StateError(f"{path} has no {MANIFEST}, so esper.save did not finish there; it holds {found}")
-    return _read(path / MANIFEST, _LARGEST_MANIFEST)
+    with _opened(path / MANIFEST, _LARGEST_MANIFEST) as handle:
+        return os.read(handle, _LARGEST_MANIFEST)
 
 
 def _parts(data: bytes, kind: str, path: Path) -> dict[str, Part]:
@@ -240,33 +241,46 @@ def _parts(data: bytes, kind: str, path: Path) -> dict[str, Part]:
     return parts
 
 
-def _content(path: Path, part: Part) -> bytes:
+def _content(path: Path, part: Part) -> memoryview:
     if not (isinstance(part.file, str) and _PART.fullmatch(part.file)):
         raise CorruptFileError(
             f"{path}: its manifest names {part.file!r:.80}, which is no name that esper gives a part"
         )
     if part.file.endswith(".json") and not 0 <= part.bytes <= _LARGEST_JSON:
         raise CorruptFileError(f"{path / part.file} would be {part.bytes} bytes, more than esper reads of JSON")
-    data = _read(path / part.file, part.bytes)
-    if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
-        raise CorruptFileError(
-            f"{path / part.file} is not what was written: {len(data)} bytes of {part.bytes}, or another SHA-256. It "
-            "was changed or damaged; take the folder from where it came from again"
-        )
-    return data
+    with _opened(path / part.file, part.bytes) as handle:
+        size, digest = _read_through(handle)
+        if (size, digest) != (part.bytes, part.sha256):
+            raise CorruptFileError(
+                f"{path / part.file} is not what was written: {size} bytes of {part.bytes}, or another SHA-256. It was "
+                "changed or damaged; take the folder from where it came from again"
+            )
+        return memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if size else b"")
 
 
-def _read(file: Path, limit: int) -> bytes:
+@contextmanager
+def _opened(file: Path, limit: int) -> Iterator[int]:
     """A plain file of at most so many bytes; no link, device or pipe is opened for one."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         handle = os.open(file, flags)
     except OSError as error:
         raise CorruptFileError(f"{file} cannot be read: {error}") from None
-    with os.fdopen(handle, "rb") as opened:
+    try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise CorruptFileError(f"{file} is no plain file")
         if found.st_size > limit:
             raise CorruptFileError(f"{file} has {found.st_size} bytes, and at most {limit} are expected")
-        return opened.read()
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _read_through(handle: int) -> tuple[int, str]:
+    """Size and SHA-256 of a file, of which no more than a block is held."""
+    hasher, size = hashlib.sha256(), 0
+    while block := os.read(handle, _BLOCK):
+        hasher.update(block)
+        size += len(block)
+    return size, hasher.hexdigest()

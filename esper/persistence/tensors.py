@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from esper.errors import CorruptFileError, DTypeError
+from esper.persistence import MALFORMED
 
 _OWN = {
     "BOOL": np.dtype(np.bool_),
@@ -50,6 +51,7 @@ _AS_BYTES = {
     )
 }
 _METADATA = "esper.dtypes"
+_LARGEST_HEADER = 100_000_000  # as safetensors has it
 
 
 def write_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -67,29 +69,43 @@ def write_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     save_file(bare, file, metadata={_METADATA: json.dumps(others)} if others else None)
 
 
-def read_tensors(data: bytes, where: str) -> dict[str, np.ndarray]:
-    """The arrays of a file, on its memory.
+def read_tensors(data: memoryview, where: str) -> dict[str, np.ndarray]:
+    """The arrays of a file, on its memory: nothing is copied.
 
     Args:
-        data: The file.
+        data: The file: the header's length in 8 bytes, little-endian; the header, JSON; the arrays, one after another.
         where: Its name, for messages.
 
     Raises:
         CorruptFileError: It is no such file.
     """
     try:
-        found: Any = deserialize(data)
-        others = _metadata(data)
-        return {name: _array(held, others.get(name)) for name, held in found}
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        header, body = _split(data)
+        others = json.loads(header.pop("__metadata__", {}).get(_METADATA, "{}"))
+        placed = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        ends = [0, *(held["data_offsets"][1] for _, held in placed)]
+        if [held["data_offsets"][0] for _, held in placed] != ends[:-1] or ends[-1] != len(body):
+            raise ValueError("the arrays do not lie one after the other")
+        return {name: _array(held, body, others.get(name)) for name, held in placed}
+    except MALFORMED as error:
         raise CorruptFileError(f"{where} is no safetensors file: {error}") from None
 
 
-def _metadata(data: bytes) -> Mapping[str, str]:
+def _split(data: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """The header, and what follows it."""
     length = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_METADATA, "{}"))
+    if not 2 <= length <= min(len(data) - 8, _LARGEST_HEADER):
+        raise ValueError(f"its header would be {length} bytes")
+    header = json.loads(bytes(data[8 : 8 + length]))
+    if not isinstance(header, dict):
+        raise TypeError("its header is no object")
+    return header, data[8 + length :]
 
 
-def _array(held: Mapping[str, Any], other: str | None) -> np.ndarray:
-    flat = np.frombuffer(held["data"], _OWN[held["dtype"]] if other is None else _AS_BYTES[other])
-    return flat.reshape(held["shape"] if other is None else held["shape"][:-1])
+def _array(held: Mapping[str, Any], body: memoryview, other: str | None) -> np.ndarray:
+    (start, end), shape = held["data_offsets"], held["shape"]
+    dtype = _OWN[held["dtype"]] if other is None else _AS_BYTES[other]
+    kept = shape if other is None else shape[:-1]
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(kept) * dtype.itemsize != end - start:
+        raise ValueError(f"{end - start} bytes are no {dtype}{shape}")
+    return np.frombuffer(body[start:end], dtype).reshape(kept)

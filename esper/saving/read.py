@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from esper.errors import CorruptFileError, EsperError, StateError
+from esper.errors import CorruptFileError, StateError
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.source import Structure
-from esper.persistence import MALFORMED
+from esper.persistence import reading
 from esper.persistence.folder import read_folder
 from esper.persistence.models import CLASSES, Arrays, SavedModel, check_wide, restored
 from esper.persistence.plain import Reader
@@ -75,41 +75,27 @@ def load(path: str | os.PathLike[str], *, module: Module | None = None, state: A
         >>> model, opt_state = esper.load(folder, state=lambda model: tx.init(model.params))
     """
     folder = Path(path)
-    content = _content(folder)
-    check_wide(content.model)
-    empty = _empty(content) if module is None else _wrapped(content, module)
-    try:
-        model = restored(empty, content.model, content.host, content.rest)
-        if state is None:
-            return model
-        like = state(model) if callable(state) else state
-        return model, tree_like(content.reader, content.state, like, "state")
-    except EsperError:
-        raise
-    except MALFORMED as error:
-        raise _malformed(folder, error) from error
-
-
-def _content(folder: Path) -> _Content:
     parts = read_folder(folder, KIND)
-    try:
-        host, rest = (
-            read_tensors(parts[name], f"{folder}: {name}") for name in ("host.safetensors", "rest.safetensors")
-        )
-        reader, held = Reader(PROGRAM_CLASSES, rest), json.loads(parts["model.json"])
-        captures, recipes = reader.value(json.loads(parts["programs.json"]))
-        model = Reader(CLASSES, rest).value(held["model"])
-        content = _Content(model, held["state"], reader, captures, recipes, host, rest)
-        _check(content)
-    except EsperError:
-        raise
-    except MALFORMED as error:
-        raise _malformed(folder, error) from error
+    with reading(folder):
+        content = _content(folder, parts)
+        check_wide(content.model)
+        empty = _empty(content) if module is None else _wrapped(content, module)
+        model = restored(empty, content.model, content.host, content.rest)
+    if state is None:
+        return model
+    like = state(model) if callable(state) else state
+    with reading(folder):
+        return model, tree_like(content.reader, content.state, like, "state")
+
+
+def _content(folder: Path, parts: Mapping[str, memoryview]) -> _Content:
+    host, rest = (read_tensors(parts[f"{name}.safetensors"], f"{folder}: {name}") for name in ("host", "rest"))
+    reader, held = Reader(PROGRAM_CLASSES, rest), json.loads(bytes(parts["model.json"]))
+    captures, recipes = reader.value(json.loads(bytes(parts["programs.json"])))
+    model = Reader(CLASSES, rest).value(held["model"])
+    content = _Content(model, held["state"], reader, captures, recipes, host, rest)
+    _check(content)
     return content
-
-
-def _malformed(folder: Path, error: Exception) -> CorruptFileError:
-    return CorruptFileError(f"{folder} holds what esper.save does not write: {type(error).__name__}: {error}")
 
 
 def _check(content: _Content) -> None:

@@ -35,6 +35,8 @@ def recipes(model: MorphableModel, captures: Sequence[Captured], blueprints: Blu
             model's cannot go along.
     """
     source, found = model.structure.source, _Found()
+    for recipe in source.recipes:
+        found.add(recipe)
     for kernel in model.structure.kernels:
         fed = list(_fed(captures, kernel.layer))
         found.add(source.recipe(kernel.blueprint, kernel.site, dict(kernel.options), kernel.blend == "gate", fed))

@@ -51,18 +51,18 @@ def birth(build: Callable[[], nn.Module], names: Sequence[str], supported: Suppo
 
     Raises:
         TraceError: The kernel is built in a way that cannot be repeated without torch: by an operator that has no
-            lowering, by writing into a part of a tensor, or from values that come out differently every time.
+            lowering, by writing into a part of a tensor, or by values that come out differently every time.
     """
-    one, other = (_recorded(build, names, supported) for _ in range(2))
-    for name, tensor in one.constants.items():
-        if not torch.equal(tensor, other.constants.get(name, torch.empty(0))):
-            raise TraceError("its initial values come from elsewhere than torch, and differ every time it is built")
+    one, other = (_recorded(build, names, supported, entropy) for entropy in range(2))
+    if one.program != other.program or not all(torch.equal(t, other.constants[n]) for n, t in one.constants.items()):
+        raise TraceError("how it is built depends on values that are drawn, or not by torch, and differ every time")
     return one
 
 
-def _recorded(build: Callable[[], nn.Module], names: Sequence[str], supported: Supported) -> Birth:
+def _recorded(build: Callable[[], nn.Module], names: Sequence[str], supported: Supported, entropy: int) -> Birth:
     recorder = _Recorder(supported)
     with torch.random.fork_rng(devices=[]), recorder:
+        torch.manual_seed(entropy)
         kernel = build()
     held = dict(kernel.named_parameters())
     return recorder.finished([held[name] for name in names])
@@ -149,10 +149,7 @@ class _Recorder(TorchDispatchMode):
     def _made(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any) -> None:
         results = [made] if isinstance(made, torch.Tensor) else list(made) if isinstance(made, tuple | list) else []
         if not results or not all(isinstance(result, torch.Tensor) for result in results):
-            read, _ = flatten([*args, *kwargs.values()])
-            if any(isinstance(leaf, torch.Tensor) for leaf in read):
-                raise TraceError(f"what is built depends on values that {op_name(func)} reads from a tensor")
-            return
+            return  # a value that is read; whether it is always the same, a second recording shows
         refs = self._node(op_name(func), args, kwargs, results, multiple=not isinstance(made, torch.Tensor))
         for result, ref in zip(results, refs, strict=True):
             self._memory[_place(result)] = _Memory(result, ref)

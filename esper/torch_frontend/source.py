@@ -147,6 +147,11 @@ class TorchSource:
         """A blueprint for a layer, as plain data."""
         return recipes.recipe(self, blueprint, site, options, gated, fed)
 
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """None: recipes are made as they are asked for."""
+        return ()
+
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints for layers of this kind."""
         return names_for(kind)

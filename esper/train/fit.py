@@ -202,7 +202,8 @@ def fit(
         books.sized(run.done, state.model)
         if course.plans:
             rehearse(model, course.plans)
-        books.note(Record(run.done, "start" if resume is None else "resume", "small operations compiled"), run)
+        began = Record(resume.done, "resume") if resume else Record(0, "start")
+        books.note(replace(began, reason="small operations compiled"), run)
         if resume:
             run.resume(resume)
         run.go()

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from esper.errors import CorruptFileError, EsperError
+from esper.errors import CorruptFileError
 from esper.growth.credit import Gain
 from esper.growth.memory import Culled
 from esper.growth.memory import Memory as TamiyoMemory
@@ -32,7 +32,7 @@ from esper.growth.scores import FirstOrder
 from esper.jax_backend.devices import fetched, is_main
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
-from esper.persistence import MALFORMED
+from esper.persistence import reading
 from esper.persistence.folder import read_folder, write_folder
 from esper.persistence.models import CLASSES, SavedModel, host_of, restored, saved, state_of
 from esper.persistence.plain import Classes, Reader, Writer, table
@@ -119,30 +119,25 @@ def read(folder: Path, model: MorphableModel, learner: Learner, policy: Policy[A
         StateError: The checkpoint is of another model, optimiser or policy.
     """
     parts = read_folder(folder, KIND)
-    try:
-        host, rest = (
-            read_tensors(parts[name], f"{folder}: {name}") for name in ("host.safetensors", "rest.safetensors")
-        )
-        held, reader = json.loads(parts["run.json"]), Reader(_classes(policy), rest)
+    with reading(folder):
+        host, rest = (read_tensors(parts[f"{name}.safetensors"], f"{folder}: {name}") for name in ("host", "rest"))
+        held, reader = json.loads(bytes(parts["run.json"])), Reader(_classes(policy), rest)
         kept = reader.value(held["model"])
         if not isinstance(kept, SavedModel):
             raise CorruptFileError(f"{folder}: there is no model")
         grown = restored(model, kept, host, rest)
-        form = (
-            jax.eval_shape(learner.tx.init, grown.params)
-            if grown.structure.placement is None
-            else learner.tx.init(grown.params)
-        )
         state = TrainState(
             model=grown,
-            opt_state=tree_like(reader, held["opt_state"], form, "the optimiser's state"),
+            opt_state=tree_like(reader, held["opt_state"], _form(learner, grown), "the optimiser's state"),
             **{name: reader.value(held["sums"][name]) for name in _SUMS},
         )
         return Checkpoint(state=state, **{name: reader.value(value) for name, value in held["run"].items()})
-    except EsperError:
-        raise
-    except MALFORMED as error:
-        raise CorruptFileError(f"{folder} holds what no run writes: {type(error).__name__}: {error}") from error
+
+
+def _form(learner: Learner, model: MorphableModel) -> Any:
+    """An optimiser's state as it would be here: its form, and where its arrays lie if the model's lie on several."""
+    init = learner.tx.init
+    return jax.eval_shape(init, model.params) if model.structure.placement is None else init(model.params)
 
 
 def _classes(policy: Policy[Any] | None) -> Classes:
