@@ -2,8 +2,8 @@
 
 `wrap` turns a `torch.nn.Module` into an immutable JAX pytree, `germinate`, `transition`, `set_alpha` and
 `cull` make it grow, `unload_kernel` and `load_kernel` move what has grown, `shard` puts it on several devices,
-`unwrap` gives a `torch.nn.Module` back. Importing esper imports neither torch nor jax: each name is loaded when it is
-first used.
+`unwrap` gives a `torch.nn.Module` back, `export` makes an artifact that serves with JAX alone. Importing esper
+imports neither torch nor jax: each name is loaded when it is first used.
 """
 
 from importlib import import_module
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from esper.jax_backend.registry import lowers
     from esper.lifecycle import SeedLifecycleState
     from esper.saving import load, save
+    from esper.serving import export
     from esper.sharding import explain_sharding, shard
     from esper.train.fit import fit
 
@@ -40,6 +41,7 @@ __all__ = [
     "compact",
     "cull",
     "explain_sharding",
+    "export",
     "fit",
     "germinate",
     "load",
@@ -66,6 +68,7 @@ _PLACES = {
     "compact": "esper.growth.reserve",
     "cull": "esper.growth.verbs",
     "explain_sharding": "esper.sharding",
+    "export": "esper.serving",
     "fit": "esper.train.fit",
     "germinate": "esper.growth.verbs",
     "load": "esper.saving",

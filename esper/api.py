@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from esper.certify import Certificate, arguments, certificate
+from esper.certify import Certificate, certificate
 from esper.errors import ArgumentError, ParityError, WrapError
 from esper.growth.reserve import Reserve, reserved
 from esper.jax_backend.cache import KernelCache
@@ -191,7 +191,7 @@ def _check_arguments(module: Any, seeds_per_layer: Any, cache_size_mb: Any) -> N
 
 
 def _trace_now(model: MorphableModel, example_inputs: Any) -> None:
-    from esper.jax_backend.call import prepare
+    from esper.jax_backend.call import arguments, prepare
     from esper.jax_backend.registry import check_lowered
 
     args, kwargs = arguments(example_inputs)

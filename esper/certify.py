@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from esper.jax_backend.call import arguments
 from esper.jax_backend.devices import whole
 from esper.jax_backend.interchange import is_foreign, to_array
 from esper.jax_backend.model import MorphableModel
@@ -100,13 +101,6 @@ def certificate(
         gradient_scaled=max((gap.scaled for gap in slopes), default=None),
         gradients=len(slopes),
     )
-
-
-def arguments(given: Any) -> Call:
-    """Arguments and keyword arguments of a call that was given as a tuple, a dict or one tensor."""
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    return (given, {}) if isinstance(given, tuple) else ((given,), {})
 
 
 def _outputs(model: MorphableModel, module: Module, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:

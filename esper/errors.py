@@ -112,6 +112,10 @@ class RefusedError(TraceError):
     """The module does something whose meaning a capture would lose; it is refused instead."""
 
 
+class ExportError(EsperError, ValueError):
+    """A forward that cannot be written as one artifact."""
+
+
 class ProgramError(EsperError, ValueError):
     """A Program that is not well formed, or a file that does not hold one."""
 

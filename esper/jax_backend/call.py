@@ -32,6 +32,13 @@ class Call:
     foreign: bool
 
 
+def arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments and keyword arguments of a call that was given as a tuple, a dict or one tensor."""
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    return (given, {}) if isinstance(given, tuple) else ((given,), {})
+
+
 def prepare(
     source: ModuleSource, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool, taken: Taken = adopt
 ) -> Call:
@@ -48,19 +55,25 @@ def prepare(
 
 def assemble(source: ModuleSource, call: Call, arrays: Sequence[Any]) -> Any:
     """The module's outputs around the arrays that running the Program gave."""
+    leaves, values = results(call, arrays), user_values(call.program)
+    if not call.foreign:
+        return register(unflatten(call.program.out_tree, leaves))
+    for place, value in enumerate(values):
+        if is_array(call.program, value):
+            dtype = call.program.types[value.name].dtype
+            leaves[place] = source.to_foreign(whole(leaves[place]), dtype)
+    return unflatten(call.program.out_tree, leaves)
+
+
+def results(call: Call, arrays: Sequence[Any]) -> list[Any]:
+    """The leaves of the module's outputs: the arrays that running the Program gave, and what is known without."""
     given = iter(arrays)
-    leaves: list[Any] = []
-    for spec in call.program.outputs:
-        if spec.kind != "user":
-            continue
-        if not is_array(call.program, spec.value):
-            leaves.append(_size(call, spec.value))
-            continue
-        array = next(given)
-        dtype = call.program.types[spec.value.name].dtype
-        leaves.append(source.to_foreign(whole(array), dtype) if call.foreign else array)
-    made = unflatten(call.program.out_tree, leaves)
-    return made if call.foreign else register(made)
+    return [next(given) if is_array(call.program, value) else _size(call, value) for value in user_values(call.program)]
+
+
+def user_values(program: Program) -> list[Any]:
+    """What the caller gets, in leaf order, as the Program names it."""
+    return [spec.value for spec in program.outputs if spec.kind == "user"]
 
 
 def is_array(program: Program, value: Any) -> bool:

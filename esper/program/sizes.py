@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 
 def _power(base: Any, exponent: Any) -> Any:
     """A power that a size can be: a file may hold any, and an exact power of a power of a power has no end."""
-    if abs(exponent) > 64 or abs(base) > 2**63:
+    if isinstance(base, int | float) and (abs(exponent) > 64 or abs(base) > 2**63):
         raise ValueError(f"{base} to the power {exponent} is no size")
     return base**exponent
 
@@ -30,6 +30,14 @@ _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
+}
+_SIGNS: dict[type[ast.AST], str] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
 }
 _UNARY: dict[type[ast.AST], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.Not: operator.not_}
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -58,6 +66,31 @@ def value(expression: str, bound: Mapping[str, int]) -> int:
         ValueError: It is no arithmetic on sizes, or of symbols that are not bound.
     """
     return int(_evaluate(ast.parse(expression, mode="eval").body, (), bound))
+
+
+def comparisons(condition: str, shapes: Sequence[tuple[Any, ...]]) -> list[tuple[Any, str, Any]]:
+    """The comparisons that all have to be true for `condition` to be: left side, operator, right side.
+
+    Args:
+        condition: As for `holds`.
+        shapes: Sizes of any kind that does arithmetic.
+
+    Raises:
+        ValueError: The condition is no conjunction of comparisons.
+    """
+    return list(_comparisons(ast.parse(condition, mode="eval").body, shapes))
+
+
+def _comparisons(node: ast.AST, shapes: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, str, Any]]:
+    match node:
+        case ast.BoolOp(ast.And(), values):
+            for value in values:
+                yield from _comparisons(value, shapes)
+        case ast.Compare(left, ops, comparators):
+            sides = [_evaluate(side, shapes) for side in (left, *comparators)]
+            yield from zip(sides, [_SIGNS[type(op)] for op in ops], sides[1:], strict=False)
+        case _:
+            raise ValueError(f"no comparison of sizes: {ast.unparse(node)}")
 
 
 def check(condition: str) -> None:
