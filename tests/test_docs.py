@@ -38,7 +38,7 @@ def test_the_page_on_sharding_runs():
 
 
 def test_the_page_on_the_way_back_runs():
-    scope = run_blocks("docs/leaving.md", 6)
+    scope = run_blocks("docs/leaving.md", 8)
     assert list(scope["folded"].esper_folding["kept"]) == ["3"]
     assert len(scope["keys"].missing_keys) == 0
     assert bool(scope["module"].mean.grad.any()) and scope["back"].params["host"].keys() == scope["state"].keys() - {
