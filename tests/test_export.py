@@ -284,6 +284,15 @@ def test_outputs_are_plain_containers():
     assert made["size"] == 12 and made["number"] == 1.5 and type(made["pair"]) is tuple and type(made["out"]) is dict
 
 
+def test_numbers_as_keys_become_text():
+    class Numbered(nn.Module):
+        def forward(self, x):
+            return {1: x, 0: -x}
+
+    made = esper.export(esper.wrap(Numbered()), example_inputs=torch.ones(2, 3)).call(jnp.ones((1, 3)))
+    assert made["1"][0, 0] == 1 and made["0"][0, 0] == -1
+
+
 def test_what_is_no_array_is_part_of_the_artifact():
     class Powers(nn.Module):
         def forward(self, inputs, scale, bias):
@@ -384,11 +393,11 @@ def test_other_dtypes(dtype, tmp_path):
 def test_an_existing_file_survives_a_failing_export(tmp_path, monkeypatch):
     class Odd(nn.Module):
         def forward(self, x):
-            return {1: x}
+            return {1: x, "1": x}
 
     path = tmp_path / "a.jax"
     path.write_bytes(b"before")
-    with pytest.raises(ExportError, match="the key 1"):
+    with pytest.raises(ExportError, match="text keys"):
         esper.export(esper.wrap(Odd()), path, example_inputs=torch.ones(2, 3))
 
     def full(*_):

@@ -85,17 +85,17 @@ def _is_special_case(one: Chosen, other: Chosen) -> bool:
 
 
 def plain(tree: Tree, place: str) -> Tree:
-    """The structure in tuples, lists and dictionaries; fields of dataclasses are entries of dictionaries.
+    """The structure in tuples, lists and dictionaries of text keys; fields of dataclasses are entries of dictionaries.
 
     Raises:
-        ExportError: A dictionary's key is no text.
+        ExportError: A dictionary's keys are neither text nor numbers, or a number and its text.
     """
-    for key in tree.keys:
-        if not isinstance(key, str):
-            raise ExportError(f"{place} have the key {key!r}, and an artifact's dictionaries have text keys")
+    names = tuple(str(key) for key in tree.keys if isinstance(key, str | int))
+    if len(set(names)) != len(tree.keys):
+        raise ExportError(f"{place} have the keys {tree.keys!r}, and an artifact's dictionaries have text keys")
     kind = _PLAIN.get(tree.kind, tree.kind)
     members = tuple(plain(child, f"{place}[{key}]") for child, key in zip(tree.children, _keys(tree), strict=True))
-    return Tree(kind, members, tree.keys if kind == "dict" else ())
+    return Tree(kind, members, names if kind == "dict" else ())
 
 
 def _keys(tree: Tree) -> list[Any]:

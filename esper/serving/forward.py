@@ -20,7 +20,7 @@ from esper.jax_backend.source import Kernel, ModuleSource
 from esper.program import Program, Signature
 from esper.program.specialised import agree
 from esper.serving.calls import Chosen, containers, output, sized
-from esper.serving.symbols import UnprovedError, prove
+from esper.serving.symbols import UnprovedError, names, prove
 
 State = dict[str, Any]
 _run = inspect.unwrap(run_program)  # what was traced for other sizes, with other Programs of kernels, is not looked up
@@ -132,7 +132,7 @@ def excluded_size(source: ModuleSource, chosen: Chosen) -> Callable[[str, int], 
     """Whether the Program holds for a size that it excludes, by a capture at that size."""
 
     def is_like_others(_: str, size: int) -> bool:
-        if size < 1 or len(chosen.symbols) != 1 or _any_draws([chosen.program]):
+        if size < 1 or len(set(names(chosen.program).values())) != 1 or _any_draws([chosen.program]):
             return size < 1
         of_specs = [spec.type.shape for spec in chosen.program.user_inputs]
         shapes = [tuple(size if isinstance(dim, str) else dim for dim in shape) for shape in of_specs]

@@ -19,6 +19,7 @@ from esper.errors import ExportError
 from esper.program import Program
 from esper.program.sizes import comparisons
 
+_EQUAL = re.compile(r"size\((\d+), (\d+)\) == size\((\d+), (\d+)\)")
 _STEP = re.compile(r"\s*mod\((\w+), *(\d+)\) *== *0\s*")
 _MULTIPLE = re.compile(r"mod\((?:(\d+)\*)?([a-zA-Z_]\w*), (\d+)\)")
 Shape = tuple[Any, ...]
@@ -37,7 +38,7 @@ class UnprovedError(Exception):
 
 
 def names(program: Program) -> dict[str, str]:
-    """The symbols of the user's tensors, and what the artifact calls them.
+    """The symbols of the user's tensors, and what the artifact calls them: one name for those that are to be equal.
 
     Raises:
         ExportError: A size is an expression of others.
@@ -46,7 +47,19 @@ def names(program: Program) -> dict[str, str]:
     for symbol in found:
         if not symbol.isidentifier():
             raise ExportError(f"an input's size is {symbol}, which a symbolic size of jax.export cannot be; {_MOVE}")
-    return {symbol: "batch" if len(found) == 1 else symbol for symbol in found}
+    called = {symbol: symbol for symbol in found}
+    for one, other in _equal(program):
+        called = {symbol: called[one] if name == called[other] else name for symbol, name in called.items()}
+    return dict.fromkeys(called, "batch") if len(set(called.values())) == 1 else called
+
+
+def _equal(program: Program) -> Iterator[tuple[str, str]]:
+    """Pairs of symbols of which the capture assumed that they are equal."""
+    for guard in filter(None, map(_EQUAL.fullmatch, program.guards)):
+        places = [int(number) for number in guard.groups()]
+        one, other = (program.user_inputs[i].type.shape[d] for i, d in (places[:2], places[2:]))
+        if isinstance(one, str) and isinstance(other, str):
+            yield one, other
 
 
 def shapes(program: Program, constraints: Sequence[str]) -> list[Shape]:
