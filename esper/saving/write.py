@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from esper.certify import arguments
 from esper.errors import StateError
-from esper.jax_backend.call import prepare
+from esper.jax_backend.call import arguments, prepare
 from esper.jax_backend.devices import fetched, is_main
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import check_lowered

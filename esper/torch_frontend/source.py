@@ -118,11 +118,6 @@ class TorchSource:
         return self._met[signature]
 
     @property
-    def captures(self) -> tuple[tuple[Signature, Program], ...]:
-        """The call that each capture was made for, and its Program, the earliest first."""
-        return tuple(self._captures)
-
-    @property
     def description(self) -> str:
         """The module's parts and their settings, as torch prints them."""
         return repr(self.module)
