@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esper import optim
+    from esper import interop, optim
     from esper.api import unwrap, wrap
     from esper.certify import certificate
     from esper.configs import EsperConfig
@@ -44,6 +44,7 @@ __all__ = [
     "export",
     "fit",
     "germinate",
+    "interop",
     "load",
     "load_kernel",
     "lowers",
@@ -87,8 +88,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "optim":
-        return import_module("esper.optim")
+    if name in ("interop", "optim"):
+        return import_module(f"esper.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'esper' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

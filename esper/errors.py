@@ -84,6 +84,23 @@ class ArtifactError(SeedError):
     """A stored kernel that is not there, does not fit, or is not what its digest names."""
 
 
+class NotInTorchError(EsperError, NotImplementedError):
+    """Kernels that are written in Flax, where the model is to be a module of torch's.
+
+    Attributes:
+        kernels: Layer, seed and blueprint of each.
+    """
+
+    def __init__(self, kernels: Iterable[tuple[str, int, str]]) -> None:
+        self.kernels = tuple(kernels)
+        rows = "\n".join(f"  layer {layer!r}, seed {seed}: blueprint {name!r}" for layer, seed, name in self.kernels)
+        super().__init__(
+            f"kernels that take part in the forward are written in Flax, and torch cannot run them:\n{rows}\n"
+            "Take them out first (esper.cull, or esper.unload_kernel, which keeps them; one that is FOSSILIZED stays), "
+            "or grow by a blueprint that is written in torch."
+        )
+
+
 class StateError(EsperError, RuntimeError):
     """A checkpoint that does not match the model, or cannot be read."""
 

@@ -13,6 +13,7 @@ from esper.jax_backend.call import prepare
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import missing
 from esper.program import LayerSite, Program
+from esper.program.catalogue import blueprints_for
 
 _INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)?:(?P<dtype>\w+)|(?P<bare>\d+(?:x\d+)*)")
 
@@ -62,10 +63,8 @@ def inspect(name: str, inputs: tuple[str, ...]) -> Inspection:
 
 def blueprints(site: LayerSite) -> tuple[str, ...]:
     """The blueprints that fit a layer, the one that Tamiyo takes by itself first."""
-    from esper.torch_frontend.blueprints import names_for
-
     default = blueprint_for(site, None)
-    return tuple(sorted(names_for(site.kind), key=lambda name: name != default))
+    return tuple(sorted(blueprints_for(site.kind), key=lambda name: name != default))
 
 
 def example_call(inputs: tuple[str, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -29,8 +29,9 @@ def test_import_loads_no_framework_and_is_quick():
 def test_the_public_names():
     assert set(dir(esper)) == {
         "API_VERSION", "EsperConfig", "KasminaLayer", "MorphableModel", "SeedLifecycleState", "__version__",
-        "certificate", "compact", "cull", "explain_sharding", "export", "fit", "germinate", "load_kernel", "lowers",
-        "optim", "reserve", "set_alpha", "shard", "torch_module", "transition", "unload_kernel", "unwrap", "wrap",
+        "certificate", "compact", "cull", "explain_sharding", "export", "fit", "germinate", "interop", "load",
+        "load_kernel", "lowers", "optim", "reserve", "save", "set_alpha", "shard", "torch_module", "transition",
+        "unload_kernel", "unwrap", "wrap",
     }  # fmt: skip
     assert all(getattr(esper, name) is not None for name in dir(esper))
     assert (esper.__version__, esper.API_VERSION) == ("0.2.0", "v1")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper.errors import SeedError
-from esper.growth.cost import Cost, cost, fed
+from esper.growth.cost import Cost, cost
 from esper.growth.verbs import germinate, set_alpha, transition
 from esper.jax_backend.interchange import to_array
 from esper.jax_backend.kernels import kernel_output
@@ -82,7 +82,7 @@ class _Step:
 def _is_zero(model: MorphableModel, layer: str, key: jax.Array) -> bool:
     """Whether the kernel by itself gives zeros, to the last bit, which compiling the whole model might hide."""
     kernel = next(kernel for kernel in model.structure.kernels if (kernel.layer, kernel.seed) == (layer, 0))
-    example = jax.ShapeDtypeStruct(*fed(kernel.site, kernel.placement))
+    example = jax.ShapeDtypeStruct(*kernel.site.fed(kernel.placement))
     arrays = model.params["kernels"][layer][0]
     return not np.any(kernel_output(kernel.source, arrays, _target(example), train=False, key=key))
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
+from esper.jax_backend.flax_kernels import sprouted
 from esper.jax_backend.flops import flops
 from esper.jax_backend.interchange import adopt
 from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.model import MorphableModel
-from esper.jax_backend.source import Kernel, ModuleSource
+from esper.jax_backend.source import Kernel, KernelSource
 from esper.program import LayerSite
 
 
@@ -55,7 +56,7 @@ def cost(
         SeedError: The recipe does not fit the layer, or has no such option.
     """
     site = model.structure.site(layer)
-    made = model.structure.source.sprout(blueprint, site, options or {}, None, blend)
+    made = sprouted(model.structure.source, blueprint, site, options or {}, None, blend)
     arrays = {name: adopt(made.source, tensor, f"{layer}: {name}") for name, tensor in made.params.items()}
     return _counted(made.source, arrays, site, made.placement)
 
@@ -66,21 +67,10 @@ def kernel_cost(model: MorphableModel, kernel: Kernel) -> Cost:
     return _counted(kernel.source, arrays, kernel.site, kernel.placement)
 
 
-def _counted(source: ModuleSource, arrays: dict[str, jax.Array], site: LayerSite, placement: str) -> Cost:
-    one = jax.ShapeDtypeStruct(*fed(site, placement))
+def _counted(source: KernelSource, arrays: dict[str, jax.Array], site: LayerSite, placement: str) -> Cost:
+    one = jax.ShapeDtypeStruct(*site.fed(placement))
     return Cost(
         parameters=sum(array.size for array in arrays.values()),
         bytes=sum(array.nbytes for array in arrays.values()),
         flops=flops(partial(kernel_output, source, train=False), arrays, one),
     )
-
-
-def fed(site: LayerSite, placement: str) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of what a kernel reads for one example; sizes that are not fixed count as 1."""
-    indices = site.kind == "Embedding" and placement == "parallel"
-    shape = site.output if placement == "sequential" else site.input
-    if not shape:
-        features = site.features_out if placement == "sequential" else site.features_in
-        shape = (1,) if indices else (1, features, *(1,) * site.positions)
-    sizes = tuple(size if isinstance(size, int) else 1 for size in (1, *shape[1:]))
-    return sizes, "int32" if indices else site.dtype

@@ -19,7 +19,7 @@ from esper.growth.birth import Params
 from esper.growth.rows import check_served, row_sizes
 from esper.jax_backend.evaluate import evaluate
 from esper.jax_backend.kernels import one_tensor
-from esper.jax_backend.source import Kernel
+from esper.jax_backend.source import Kernel, NativeKernel
 from esper.program import LayerSite, Node, Program, Ref
 from esper.program.slicing import between
 
@@ -125,6 +125,8 @@ def two_layers(kernel: Kernel, params: Params) -> TwoLayers:
     check_served(kernel.site)
     if kernel.placement != "parallel":
         raise SeedError(f"{_place(kernel)} is fed the layer's output, and statistics are of the layer's input")
+    if isinstance(kernel.source, NativeKernel):
+        raise SeedError(f"{_place(kernel)} is written for JAX and has no Program to read: germinate it without `init`")
     program = kernel.source.program(one_tensor(_example(kernel.site), False))
     names = {spec.name: spec.target for spec in program.inputs if spec.kind == "param"}
     layers = [node for node in program.nodes if any(ref.name in names for ref in node.refs())]

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from esper.errors import EsperError, SeedError, UnknownBlueprintError
 from esper.growth.cost import cost
 from esper.growth.policy import Plan
+from esper.jax_backend.flax_kernels import sprouted
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import ModuleSource
 from esper.program import LayerSite
@@ -86,5 +87,5 @@ def _plan(model: MorphableModel, site: LayerSite, blueprint: str, size: int, ble
 
 def sized(source: ModuleSource, site: LayerSite, blueprint: str, size: int) -> dict[str, int]:
     """The options by which a blueprint's kernels have this rank or width, as far as they have one."""
-    known = dict(source.sprout(blueprint, site, {}, None).options)
+    known = dict(sprouted(source, blueprint, site, {}, None).options)
     return {name: size for name in _SIZES if name in known}

@@ -18,6 +18,7 @@ from esper.errors import SeedError
 from esper.growth.birth import DoNotGerminate, Init, Newborn, at_birth
 from esper.growth.optimizer import Optimizer, migrate, restarted
 from esper.jax_backend.devices import whole
+from esper.jax_backend.flax_kernels import sprouted
 from esper.jax_backend.interchange import adopt, is_traced
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.slots import (
@@ -109,7 +110,7 @@ def conceive(
     is_held = held is not None and (held.blueprint, held.blend) == (blueprint, blend)
     site = held.site if held is not None and is_held else structure.site(layer)
     entropy = int(jax.random.bits(key, dtype=jnp.uint32))
-    sprout = structure.source.sprout(blueprint, site, options or {}, entropy, blend)
+    sprout = sprouted(structure.source, blueprint, site, options or {}, entropy, blend)
     kernel = Kernel(layer, seed, blueprint, sprout.options, site, sprout.placement, blend, sprout.source)
     arrays = {name: adopt(sprout.source, tensor, f"{layer}: {name}") for name, tensor in sprout.params.items()}
     arrays |= {own: jnp.copy(whole(_host_array(model, name))) for own, name in sprout.copied.items()}

@@ -96,6 +96,11 @@ def _evaluate(
     return outputs, updated
 
 
+def needs_key(program: Program) -> bool:
+    """Whether a run of `program` draws random numbers."""
+    return may_draw(program) and any(draws(node) for node in program.walk())
+
+
 def check_key(program: Program, key: jax.Array | None) -> None:
     """Raises MissingKeyError, naming every site, if `program` draws and there is no key."""
     if key is not None or not may_draw(program):

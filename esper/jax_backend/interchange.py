@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from esper.errors import PrecisionError, SignatureError
 from esper.jax_backend.layout import Value
-from esper.jax_backend.source import ModuleSource
+from esper.jax_backend.source import Exporter, ModuleSource
 from esper.program import Static, TensorType
 
 _WIDE = {"int32": "int64"}  # with x64 off, JAX's int32 carries what torch calls int64
@@ -38,7 +38,7 @@ def is_foreign(leaf: Any) -> bool:
     return torch is not None and isinstance(leaf, torch.Tensor)
 
 
-def adopt(source: ModuleSource, tensor: Any, place: str) -> jax.Array:
+def adopt(source: Exporter, tensor: Any, place: str) -> jax.Array:
     """A JAX array with memory of its own holding the values of a torch tensor."""
     with jax.ensure_compile_time_eval():
         # `jnp.array` copies, where DLPack would alias; and leaves the array uncommitted, where DLPack's would be

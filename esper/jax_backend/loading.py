@@ -11,6 +11,7 @@ from esper.blending import BLENDS
 from esper.errors import ArtifactError
 from esper.jax_backend.artifact import KernelArtifact, artifact_of
 from esper.jax_backend.cache import KernelCache
+from esper.jax_backend.flax_kernels import sprouted
 from esper.jax_backend.slots import check_called, check_free, place, seated, vacated
 from esper.jax_backend.source import Kernel, Sprout, Structure
 from esper.lifecycle import SeedLifecycleState
@@ -93,7 +94,7 @@ def _built(structure: Structure, layer: str, seed: int, artifact: KernelArtifact
     _refuse(where, artifact, list(_other_layer(site, artifact)))
     if artifact.blend not in BLENDS:
         _refuse(where, artifact, [f"there is no blend {artifact.blend!r}, there are: {', '.join(BLENDS)}"])
-    sprout = structure.source.sprout(artifact.blueprint, site, dict(artifact.options), None, artifact.blend)
+    sprout = sprouted(structure.source, artifact.blueprint, site, dict(artifact.options), None, artifact.blend)
     _refuse(where, artifact, [*_other_parameters(sprout, artifact), *_other_recipe(sprout, artifact)])
     return Kernel(
         layer, seed, artifact.blueprint, sprout.options, site, sprout.placement, artifact.blend, sprout.source

@@ -326,4 +326,5 @@ def _only(training: jax.Array, tree: Any) -> Any:
 
 
 def _count(tree: Mapping[Any, Any]) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    # Where others have put something in the place of arrays, such as a filter's booleans, nothing is counted.
+    return sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(tree))

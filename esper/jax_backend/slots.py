@@ -64,9 +64,9 @@ def held_kernel(structure: Structure, layer: str, seed: int) -> Kernel | None:
 
 
 def reserved_kernels(model: MorphableModel) -> tuple[Kernel, ...]:
-    """The kernels whose arrays wait in a DORMANT seed; none that can be told of an abstract model."""
+    """The kernels whose arrays wait in a DORMANT seed; none that can be told of a model that is abstract or a part."""
     structure, lifecycle = model.structure, model.seeds.lifecycle
-    if is_traced(lifecycle):
+    if is_traced(lifecycle) or not isinstance(lifecycle, jax.Array | np.ndarray):
         return ()
     dormant = np.asarray(lifecycle) == int(SeedLifecycleState.DORMANT)
     return tuple(kernel for kernel in structure.kernels if dormant[structure.row(kernel.layer), kernel.seed])

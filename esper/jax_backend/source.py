@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from esper.jax_backend.cache import KernelCache
@@ -14,12 +16,38 @@ from esper.jax_backend.remat import Remat
 from esper.program import GRAFT, Captured, Growth, LayerSite, Program, Recipe, Signature, TensorType
 
 
+class Exporter(Protocol):
+    """What gives values of foreign tensors."""
+
+    def exportable(self, tensor: Any, place: str) -> np.ndarray:
+        """A numpy view of a foreign tensor."""
+        ...
+
+
+class NativeKernel(ABC):
+    """A kernel that was written for JAX: it runs by itself, and has no Program.
+
+    Attributes:
+        description: As of a `ModuleSource`.
+    """
+
+    description: str
+
+    @abstractmethod
+    def exportable(self, tensor: Any, place: str) -> np.ndarray:
+        """A numpy view of one of its initial parameters."""
+
+    @abstractmethod
+    def run(self, params: Mapping[str, jax.Array], fed: Any, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """What it gives, in torch's order of dimensions, of what it is fed, in that or with channels last."""
+
+
 class Sprout(Protocol):
     """A kernel that has just been built: where its Programs come from, its initial parameters, its recipe's options."""
 
     @property
-    def source(self) -> ModuleSource:
-        """Where its Programs come from."""
+    def source(self) -> KernelSource:
+        """What runs it."""
         ...
 
     @property
@@ -130,6 +158,10 @@ class ModuleSource(Protocol):
         ...
 
 
+KernelSource = ModuleSource | NativeKernel
+"""What runs a kernel: its Programs, or itself."""
+
+
 class Placement(Protocol):
     """Where the arrays of a model lie on several devices; `esper.sharding` answers. It is hashable."""
 
@@ -162,7 +194,7 @@ class Kernel:
         site: The layer it was built for.
         placement: "parallel" (fed the layer's input) or "sequential" (fed its output).
         blend: How it joins the layer's output: "add", "lerp", "multiply" or "gate".
-        source: Where its Programs come from.
+        source: What runs it.
     """
 
     layer: str
@@ -172,7 +204,7 @@ class Kernel:
     site: LayerSite
     placement: str
     blend: str
-    source: ModuleSource = field(compare=False, repr=False)
+    source: KernelSource = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)

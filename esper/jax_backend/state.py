@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from esper.errors import NotInTorchError
 from esper.jax_backend.devices import whole
 from esper.jax_backend.interchange import adopt
+from esper.jax_backend.source import NativeKernel
 from esper.program import Growth
 
 if TYPE_CHECKING:  # the model's methods are made of these functions
@@ -22,25 +24,31 @@ def host_arrays(model: MorphableModel) -> dict[str, Any]:
 
 
 def live_growths(model: MorphableModel) -> list[Growth]:
-    """The kernels that take part in the forward, by layer and seed."""
+    """The kernels that take part in the forward, by layer and seed, for a module of torch's.
+
+    Raises:
+        NotInTorchError: Some of them are written in Flax.
+    """
     live, alpha = np.asarray(model.seeds.live()), np.asarray(model.seeds.alpha)
+    held = [k for k in model.structure.kernels if live[model.structure.row(k.layer), k.seed]]
+    native = [(k.layer, k.seed, k.blueprint) for k in held if isinstance(k.source, NativeKernel)]
+    if native:
+        raise NotInTorchError(native)
     found = []
-    for kernel in model.structure.kernels:
-        row = model.structure.row(kernel.layer)
-        if live[row, kernel.seed]:
-            arrays = model.params["kernels"][kernel.layer][kernel.seed]
-            found.append(
-                Growth(
-                    layer=kernel.layer,
-                    seed=kernel.seed,
-                    placement=kernel.placement,
-                    blend=kernel.blend,
-                    alpha=float(alpha[row, kernel.seed]),
-                    params={name: whole(array) for name, array in arrays.items()},
-                    source=kernel.source,
-                    input=model.structure.site(kernel.layer).input,
-                )
+    for kernel in held:
+        arrays = model.params["kernels"][kernel.layer][kernel.seed]
+        found.append(
+            Growth(
+                layer=kernel.layer,
+                seed=kernel.seed,
+                placement=kernel.placement,
+                blend=kernel.blend,
+                alpha=float(alpha[model.structure.row(kernel.layer), kernel.seed]),
+                params={name: whole(array) for name, array in arrays.items()},
+                source=kernel.source,
+                input=model.structure.site(kernel.layer).input,
             )
+        )
     return found
 
 

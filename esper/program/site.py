@@ -89,3 +89,13 @@ class LayerSite:
                 "or wrap it with example_inputs"
             )
         return shape
+
+    def fed(self, placement: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of what a kernel reads for one example; sizes that are not fixed count as 1."""
+        indices = self.kind == "Embedding" and placement == "parallel"
+        shape = self.output if placement == "sequential" else self.input
+        if not shape:
+            features = self.features_out if placement == "sequential" else self.features_in
+            shape = (1,) if indices else (1, features, *(1,) * self.positions)
+        sizes = tuple(size if isinstance(size, int) else 1 for size in (1, *shape[1:]))
+        return sizes, "int32" if indices else self.dtype

@@ -18,7 +18,6 @@ import numpy as np
 import optax
 
 from esper.errors import SeedError
-from esper.growth.cost import fed
 from esper.growth.credit import BatchLoss, paired_losses
 from esper.growth.moments import Tap
 from esper.growth.optimizer import Optimizer
@@ -215,7 +214,7 @@ def _moments(loss: BatchLoss, model: MorphableModel, batch: Any) -> Any:
 
 
 def _forward(model: MorphableModel, kernel: Kernel) -> int:
-    one = jax.ShapeDtypeStruct(*fed(model.structure.site(kernel.layer), kernel.placement))
+    one = jax.ShapeDtypeStruct(*model.structure.site(kernel.layer).fed(kernel.placement))
     params = model.params["kernels"][kernel.layer][kernel.seed]
     return flops(partial(kernel_output, kernel.source, train=False), params, one)
 

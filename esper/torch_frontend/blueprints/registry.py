@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import nn
 
-from esper.errors import SeedError, UnknownBlueprintError
+from esper.errors import SeedError
 from esper.program import LayerSite
+from esper.program.catalogue import ANY, Blueprint, Catalogue
 
 Recipe = Callable[..., nn.Module]
-
-ANY = "*"
-"""The kind that stands for every layer of one tensor in and one out."""
 
 ROWS = ("Linear", "Embedding", "LayerNorm", "RMSNorm", "Transformer*")
 """Kinds that have features last and no map."""
@@ -25,56 +20,17 @@ ROWS = ("Linear", "Embedding", "LayerNorm", "RMSNorm", "Transformer*")
 MAPS = ("Conv*", "*Norm2d", "*Norm3d", "InstanceNorm1d", "*Pool?d")
 """Kinds that have features on axis 1 and positions after them."""
 
-
-@dataclass(frozen=True)
-class Blueprint:
-    """A recipe that builds a kernel for a layer.
-
-    Attributes:
-        name: Its name in the catalogue.
-        recipe: Takes the LayerSite, then options by name; returns an `nn.Module` of one tensor in, one out. A
-            second parameter without a default is the host's layer itself.
-        kinds: The layer kinds it is for, such as ("Linear",) or ("Conv*",); "*" is any.
-        placement: What the kernel is fed: "parallel" the layer's input, "sequential" its output.
-        unless: The layer kinds it is not for, though `kinds` would have them.
-    """
-
-    name: str
-    recipe: Recipe
-    kinds: tuple[str, ...]
-    placement: str
-    unless: tuple[str, ...] = ()
-
-    def serves(self, kind: str) -> bool:
-        """Whether it is for layers of that kind."""
-        return any(fnmatchcase(kind, held) for held in self.kinds) and not any(
-            fnmatchcase(kind, held) for held in self.unless
-        )
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The recipe's options with their defaults."""
-        return {parameter.name: parameter.default for parameter in self._parameters() if _has_default(parameter)}
-
-    @property
-    def reads_layer(self) -> bool:
-        """Whether the recipe takes the host's layer."""
-        return any(not _has_default(parameter) for parameter in self._parameters())
-
-    def _parameters(self) -> list[Parameter]:
-        return list(signature(self.recipe).parameters.values())[1:]
-
-
-_CATALOGUE: dict[str, list[Blueprint]] = {}
+_CATALOGUE = Catalogue("torch")
 
 
 def blueprint(
     name: str, *, kinds: tuple[str, ...] = (ANY,), placement: str = "parallel", unless: tuple[str, ...] = ()
 ) -> Callable[[Recipe], Recipe]:
-    """Registers the decorated recipe.
+    """Registers the decorated recipe, which returns an `nn.Module`.
 
     A kernel must be exactly zero at birth and alive: zero the output weights of its last layer, and leave
-    the rest as torch initialises it. One name may have several recipes, for different kinds of layers.
+    the rest as torch initialises it. One name may have several recipes, for different kinds of layers. A second
+    parameter of a recipe without a default is the host's layer itself.
     `esper.growth.check.check_blueprint` tries a recipe on a model.
 
     Args:
@@ -85,22 +41,17 @@ def blueprint(
         unless: Layer kinds it is not for, likewise.
 
     Raises:
-        ValueError: The name is taken for one of these kinds, or the placement unknown.
+        ArgumentError: The name is taken for one of these kinds, or by a kernel written in another framework; or the
+            placement unknown.
 
     Example:
         >>> @blueprint("shift", placement="sequential")
         ... def shift(site):
         ...     return zero_output(torch.nn.Linear(site.features_out, site.features_out))
     """
-    if placement not in ("parallel", "sequential"):
-        raise ValueError(f"placement is 'parallel' or 'sequential', not {placement!r}")
 
     def register(recipe: Recipe) -> Recipe:
-        entries = _CATALOGUE.setdefault(name, [])
-        taken = {kind for entry in entries for kind in entry.kinds} & set(kinds)
-        if taken:
-            raise ValueError(f"there is a blueprint {name!r} for {', '.join(sorted(taken))} already")
-        entries.append(Blueprint(name, recipe, kinds, placement, unless))
+        _CATALOGUE.add(Blueprint(name, recipe, kinds, placement, unless))
         return recipe
 
     return register
@@ -108,7 +59,7 @@ def blueprint(
 
 def names_for(kind: str) -> tuple[str, ...]:
     """The blueprints for layers of this kind, in order of registration."""
-    return tuple(name for name in _CATALOGUE if _entry(name, kind))
+    return _CATALOGUE.names_for(kind)
 
 
 def build(
@@ -134,19 +85,7 @@ def build(
         UnknownBlueprintError: No such blueprint, or not for this kind of layer.
         SeedError: An option the recipe does not have, a layer it does not fit, or a kernel that keeps buffers.
     """
-    if name not in _CATALOGUE:
-        raise UnknownBlueprintError(f"no blueprint {name!r}; there are: {', '.join(_CATALOGUE)}")
-    entry = _entry(name, site.kind)
-    if entry is None:
-        kinds = dict.fromkeys("others" if kind == ANY else kind for held in _CATALOGUE[name] for kind in held.kinds)
-        fitting = ", ".join(names_for(site.kind)) or "none"
-        raise UnknownBlueprintError(
-            f"blueprint {name!r} is for {', '.join(kinds)}, and layer {site.name!r} is a {site.kind}; "
-            f"blueprints for it: {fitting}"
-        )
-    unknown = options.keys() - entry.options.keys()
-    if unknown:
-        raise SeedError(f"blueprint {name!r} has no option {sorted(unknown)}; its options: {entry.options}")
+    entry = _CATALOGUE.find(name, site, options)
     with torch.random.fork_rng(devices=[]):
         if entropy is not None:
             torch.manual_seed(entropy)
@@ -197,13 +136,3 @@ def zero_output(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def _entry(name: str, kind: str) -> Blueprint | None:
-    """The recipe of that name for that kind: one that names it goes before one for any kind."""
-    serving = [entry for entry in _CATALOGUE[name] if entry.serves(kind)]
-    return min(serving, key=lambda entry: ANY in entry.kinds, default=None)
-
-
-def _has_default(parameter: Parameter) -> bool:
-    return parameter.default is not Parameter.empty
