@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from esper.certify import Certificate, certificate
+from esper.certify import Certificate, certificate, check_twins
 from esper.errors import ArgumentError, ParityError, WrapError
 from esper.growth.reserve import Reserve, reserved
 from esper.jax_backend.cache import KernelCache
@@ -136,7 +136,9 @@ def unwrap(
         each layer were merged, and why others were kept.
 
     Raises:
-        ParityError: The two disagree beyond the tolerance of the dtype; `into` has been written to then.
+        ParityError: The two disagree beyond the tolerance of the dtype; `into` has been written to then. Or the twin
+            in torch of a kernel that is written in Flax does something else than the kernel.
+        NotInTorchError: A kernel that takes part is written in Flax, and has no twin in torch.
         WrapError: A layer that keeps its kernels has an attribute `grown` of its own.
         ArgumentError: `into` has other parameters or buffers than the model, or is of another class.
 
@@ -152,8 +154,10 @@ def unwrap(
     from esper.torch_frontend.rebuild import put, rebuild
 
     source: Any = model.structure.source
+    growths = live_growths(model, twins=True)
+    check_twins(growths)
     module = rebuild(source, host_arrays(model), into)
-    folding = put(module, live_growths(model), merged=fold, programs=source.programs)
+    folding = put(module, growths, merged=fold, programs=source.programs)
     if fold:
         object.__setattr__(module, "esper_folding", asdict(folding))
     found = certificate(model, module, probe, gradients=False) if verify else None

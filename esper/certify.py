@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from esper.errors import ParityError
 from esper.jax_backend.call import arguments
 from esper.jax_backend.devices import whole
 from esper.jax_backend.interchange import is_foreign, to_array
+from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.model import MorphableModel
 from esper.parity import Agreement, compare, tolerance
-from esper.program import flatten, unflatten
+from esper.program import Growth, Twin, flatten, unflatten
 
 if TYPE_CHECKING:
     from esper.torch_frontend.hosted import Module
@@ -101,6 +103,42 @@ def certificate(
         gradient_scaled=max((gap.scaled for gap in slopes), default=None),
         gradients=len(slopes),
     )
+
+
+def check_twins(growths: Sequence[Growth]) -> None:
+    """Tries the twins in torch of kernels that are written in Flax, with random values for inputs and parameters.
+
+    A kernel that has not trained yet gives zeros whatever its first layers do, so its own values would show little.
+
+    Raises:
+        ParityError: A twin does something else than its kernel.
+    """
+    from esper.torch_frontend.twins import twin_output
+
+    for growth in growths:
+        if growth.twin is None:
+            continue
+        draw = np.random.default_rng(0)
+        arrays = {name: (0.5 * draw.standard_normal(a.shape)).astype(np.float32) for name, a in growth.params.items()}
+        x = _fed(growth.twin, draw)
+        own = {name: jnp.asarray(array) for name, array in arrays.items()}
+        wanted = np.asarray(kernel_output(growth.source, own, jnp.asarray(x), train=False))
+        found = twin_output(growth.twin, growth.blueprint, arrays, x)
+        gap = compare(found, wanted).scaled if found.shape == wanted.shape else np.inf
+        if not gap <= tolerance("float32"):
+            raise ParityError(
+                f"layer {growth.layer!r}, seed {growth.seed}: on random values of shape {list(x.shape)} the twin of "
+                f"blueprint {growth.blueprint!r} gives {list(found.shape)} and the kernel {list(wanted.shape)}, "
+                f"{gap:.2g} apart; correct the `torch=` of its registration"
+            )
+
+
+def _fed(twin: Twin, draw: np.random.Generator) -> np.ndarray:
+    """Something for a kernel to read."""
+    (_, *sizes), dtype = twin.site.fed(twin.placement)
+    if dtype == "int32":
+        return draw.integers(0, twin.site["num_embeddings"], (3, *sizes), dtype=np.int32)
+    return draw.standard_normal((3, *sizes)).astype(np.float32)
 
 
 def _outputs(model: MorphableModel, module: Module, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:

@@ -97,7 +97,8 @@ class NotInTorchError(EsperError, NotImplementedError):
         super().__init__(
             f"kernels that take part in the forward are written in Flax, and torch cannot run them:\n{rows}\n"
             "Take them out first (esper.cull, or esper.unload_kernel, which keeps them; one that is FOSSILIZED stays), "
-            "or grow by a blueprint that is written in torch."
+            "or register their blueprints with a twin in torch, flax_blueprint(..., torch=...): esper.unwrap makes a "
+            "module of that, which has a state_dict and can be wrapped again, for esper.torch_module too."
         )
 
 

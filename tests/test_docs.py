@@ -41,9 +41,15 @@ def test_the_page_on_the_way_back_runs():
     scope = run_blocks("docs/leaving.md", 8)
     assert list(scope["folded"].esper_folding["kept"]) == ["3"]
     assert len(scope["keys"].missing_keys) == 0
+    assert "kernels" in scope["variables"]["params"]["backbone"]
     assert bool(scope["module"].mean.grad.any()) and scope["back"].params["host"].keys() == scope["state"].keys() - {
         key for key in scope["state"] if "grown" in key
     }
+
+
+def test_the_page_on_blueprints_runs():
+    scope = run_blocks("docs/blueprints.md", 2)
+    assert scope["cost"].parameters == 4 * 8 + 8 + 8 * 6 + 6
 
 
 def test_every_file_a_document_links_to_exists():

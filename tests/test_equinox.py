@@ -1,5 +1,8 @@
 """A model as a field of an Equinox module: its transformations, training, and the way back."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,8 +123,21 @@ def test_filtered_transformations_go_through_it():
 
 
 def test_parts_of_it_can_be_printed():
-    for part in (*eqx.partition(net(), eqx.is_inexact_array), trainable(net()), jax.eval_shape(lambda whole: whole, net())):
+    for part in (
+        *eqx.partition(net(), eqx.is_inexact_array),
+        trainable(net()),
+        jax.eval_shape(lambda whole: whole, net()),
+    ):
         assert "mlp" in repr(part.backbone) and "backbone" in eqx.tree_pformat(part)
+
+
+def test_the_page_on_leaving_runs():
+    page = (Path(__file__).parent.parent / "docs/leaving.md").read_text()
+    (block,) = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)
+    inputs = nn.Sequential(nn.Flatten(), nn.Linear(108, 10)), torch.randn(4, 3, 6, 6)
+    scope = {"esper": esper, "jax": jax, "jnp": jnp, "optax": optax, "net": inputs[0], "x": inputs[1]}
+    exec(compile(block, "docs/leaving.md", "exec", dont_inherit=True), scope)
+    assert float(scope["value"]) > 0
 
 
 def test_its_leaves_are_saved_and_read(tmp_path):

@@ -17,6 +17,7 @@ from esper.errors import (
     ArtifactError,
     MissingKeyError,
     NotInTorchError,
+    ParityError,
     SeedError,
     UnknownBlueprintError,
 )
@@ -312,6 +313,56 @@ def test_torch_has_no_such_kernel():
         assert caught.value.kernels == (("3", 0, "linen_mixer"),)
     esper.unwrap(born("3", "linen_mixer"))  # in isolation it is no part of the model's function
     esper.unwrap(esper.cull(model, None, layer="3")[0])
+
+
+def rows_in_torch(site, tensors, width=6, *, change=lambda tensor: tensor):
+    first, last = nn.Linear(site.features_in, width), nn.Linear(width, site.features_out)
+    named = {"0": first, "2": last}
+    for place, layer in named.items():
+        layer.weight.data = change(tensors[f"layers_{place}.kernel"].T.contiguous())
+        layer.bias.data = tensors[f"layers_{place}.bias"]
+    return nn.Sequential(first, nn.GELU(approximate="tanh"), last)
+
+
+@flax_blueprint("with_a_twin", kinds=("Linear",), torch=rows_in_torch)
+def rows_in_flax(site, width=6):
+    parts = linen.Dense(width), linen.gelu, linen.Dense(site.features_out, kernel_init=ZERO)
+    return linen.Sequential(parts)
+
+
+@pytest.mark.parametrize("blend", ["add", "gate"])
+def test_a_twin_in_torch_comes_out(blend):
+    model = at_work("3", "with_a_twin", blend=blend, options={"width": 4})
+    module = esper.unwrap(model, probe=torch.from_numpy(np.array(IMAGES)))
+    assert module.esper_certificate["scaled"] < 1e-5 and len(module[3].grown) == 1
+    assert "3.grown.0.kernel.kernel.2.weight" in module.state_dict() or blend == "add"
+    again = esper.wrap(module)
+    np.testing.assert_allclose(again(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-6)
+    assert esper.certificate(model, module, torch.from_numpy(np.array(IMAGES))).holds
+    for way in (esper.torch_module, type(model).state_dict):
+        with pytest.raises(NotInTorchError, match=r"esper\.unwrap makes a module"):
+            way(model)
+
+
+@pytest.mark.parametrize("wrong", ["values", "shape", "kind", "buffers"])
+def test_a_twin_that_does_something_else_is_refused(wrong):
+    twins = {
+        "values": lambda site, tensors: rows_in_torch(site, tensors, change=lambda tensor: 1.01 * tensor),
+        "shape": lambda site, tensors: nn.Linear(36, 4),
+        "kind": lambda site, tensors: linen.Dense(5),
+        "buffers": lambda site, tensors: nn.BatchNorm1d(36),
+    }
+
+    @flax_blueprint(f"wrong twin: {wrong}", torch=twins[wrong])
+    def made(site):
+        return rows_in_flax(site)
+
+    # Untrained, its output is zero, and the wrong twin's too: the outputs of the model do not tell.
+    model, _ = esper.germinate(wrapped(), None, layer="3", blueprint=f"wrong twin: {wrong}", key=KEY)
+    model = esper.set_alpha(esper.transition(model, layer="3", to=State.GRAFTING), layer="3", alpha=1.0)
+    message = "layer '3', seed 0.*correct the `torch=`" if wrong in ("values", "shape") else "the twin of blueprint"
+    with pytest.raises((ParityError, SeedError), match=message):
+        esper.unwrap(model)
 
 
 def test_names_belong_to_one_framework():

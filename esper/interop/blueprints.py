@@ -15,7 +15,12 @@ Recipe = Callable[..., Any]
 
 
 def flax_blueprint(
-    name: str, *, kinds: tuple[str, ...] = (ANY,), placement: str = "parallel", unless: tuple[str, ...] = ()
+    name: str,
+    *,
+    kinds: tuple[str, ...] = (ANY,),
+    placement: str = "parallel",
+    unless: tuple[str, ...] = (),
+    torch: Recipe | None = None,
 ) -> Callable[[Recipe], Recipe]:
     """Registers the decorated recipe, which returns a module of `flax.linen` or `flax.nnx`.
 
@@ -26,7 +31,9 @@ def flax_blueprint(
     forward has an argument `train` or `deterministic` it is told the mode.
     `esper.growth.check.check_blueprint` tries a recipe on a model.
 
-    Torch cannot run such kernels: `unwrap`, `state_dict` and `torch_module` refuse a model in which one takes part.
+    Torch cannot run such kernels. `unwrap` needs a twin of them, `torch=`, and first tries it beside the kernel on
+    random values; without one it refuses a model in which such a kernel takes part. `state_dict`, `load_state_dict` and
+    `torch_module` refuse it in any case.
 
     Args:
         name: What it is called; no blueprint written in torch may have that name.
@@ -34,6 +41,8 @@ def flax_blueprint(
             own.
         placement: What the kernel is fed: "parallel" the layer's input, "sequential" its output.
         unless: Layer kinds it is not for, likewise.
+        torch: Takes the site, {name: tensor}, the kernel's arrays as torch tensors, and the options; returns an
+            `nn.Module` that holds these values and does the same, features where torch has them.
 
     Raises:
         ArgumentError: The name is taken, the placement unknown, or the recipe has parameters without a default.
@@ -49,7 +58,7 @@ def flax_blueprint(
         import_module("esper.torch_frontend.blueprints")
 
     def register(recipe: Recipe) -> Recipe:
-        entry = Blueprint(name, recipe, kinds, placement, unless)
+        entry = Blueprint(name, recipe, kinds, placement, unless, torch)
         unknown = [needed for needed in entry.needs if needed != "rngs"]
         if unknown or "rngs" in entry.options:
             raise ArgumentError(

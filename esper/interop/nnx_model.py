@@ -131,6 +131,9 @@ class _Frame:
         arrays = {"params": model.params, "buffers": model.buffers, "seeds": model.seeds}
         self.empty = model.replace(**jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays))
 
+    def __deepcopy__(self, memo: Any) -> _Frame:
+        return self  # nothing here ever changes, and a copy of the structure would be another one
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Frame):
             return False

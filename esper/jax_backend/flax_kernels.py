@@ -22,7 +22,7 @@ from esper.errors import MissingKeyError, SeedError
 from esper.jax_backend.flax_modules import LinenModule, NnxModule, described
 from esper.jax_backend.layout import ChannelsLast, Value, in_torch_order
 from esper.jax_backend.source import ModuleSource, NativeKernel, Sprout
-from esper.program import LayerSite
+from esper.program import LayerSite, Twin
 from esper.program.catalogue import Catalogue
 
 FLAX = Catalogue("Flax")
@@ -41,6 +41,7 @@ class FlaxKernel(NativeKernel):
         site: The layer that it was built for.
         module: What runs.
         gated: Whether it stands behind a gate of its own.
+        twin: What makes a module of torch's of it; None: torch cannot run it.
         description: The module's parts and their settings.
     """
 
@@ -48,6 +49,7 @@ class FlaxKernel(NativeKernel):
     site: LayerSite
     module: LinenModule | NnxModule = field(repr=False)
     gated: bool
+    twin: Twin | None = field(repr=False)
     description: str = field(repr=False)
 
     def exportable(self, tensor: Any, place: str) -> np.ndarray:
@@ -121,10 +123,11 @@ def _sprout(blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy
         dtype = jax.dtypes.canonicalize_dtype(jnp.dtype(site.dtype))
         gate = {_GATE[0]: jnp.zeros((1, example.shape[-1]), dtype), _GATE[1]: jnp.zeros(1, dtype)}
         params = {_OF_KERNEL + name: array for name, array in params.items()} | gate
-    kernel = FlaxKernel(blueprint, site, module, gated, described(built))
+    given = tuple(sorted({**entry.options, **options}.items()))
+    twin = Twin(entry.twin, site, given, entry.placement, gated) if entry.twin else None
+    kernel = FlaxKernel(blueprint, site, module, gated, twin, described(built))
     # What it cannot do shows now, and not in the first step with it.
     jax.eval_shape(partial(kernel.run, train=True, key=key), params, jnp.zeros(shape, example.dtype))
-    given = tuple(sorted({**entry.options, **options}.items()))
     return FlaxSprout(kernel, params, entry.placement, given)
 
 

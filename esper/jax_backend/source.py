@@ -13,7 +13,7 @@ import numpy as np
 
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.remat import Remat
-from esper.program import GRAFT, Captured, Growth, LayerSite, Program, Recipe, Signature, TensorType
+from esper.program import GRAFT, Captured, Growth, LayerSite, Program, Recipe, Signature, TensorType, Twin
 
 
 class Exporter(Protocol):
@@ -29,9 +29,11 @@ class NativeKernel(ABC):
 
     Attributes:
         description: As of a `ModuleSource`.
+        twin: What makes a module of torch's of it; None: torch cannot run it.
     """
 
     description: str
+    twin: Twin | None
 
     @abstractmethod
     def exportable(self, tensor: Any, place: str) -> np.ndarray:

@@ -23,17 +23,21 @@ def host_arrays(model: MorphableModel) -> dict[str, Any]:
     return {name: whole(array) for name, array in {**model.params["host"], **model.buffers}.items()}
 
 
-def live_growths(model: MorphableModel) -> list[Growth]:
+def live_growths(model: MorphableModel, *, twins: bool = False) -> list[Growth]:
     """The kernels that take part in the forward, by layer and seed, for a module of torch's.
 
+    Args:
+        model: The model.
+        twins: Whether kernels that are written in Flax may be there by a twin.
+
     Raises:
-        NotInTorchError: Some of them are written in Flax.
+        NotInTorchError: Some of them are written in Flax, and have no twin or may not be there.
     """
     live, alpha = np.asarray(model.seeds.live()), np.asarray(model.seeds.alpha)
     held = [k for k in model.structure.kernels if live[model.structure.row(k.layer), k.seed]]
-    native = [(k.layer, k.seed, k.blueprint) for k in held if isinstance(k.source, NativeKernel)]
+    native = [k for k in held if isinstance(k.source, NativeKernel) and not (twins and k.source.twin)]
     if native:
-        raise NotInTorchError(native)
+        raise NotInTorchError([(k.layer, k.seed, k.blueprint) for k in native])
     found = []
     for kernel in held:
         arrays = model.params["kernels"][kernel.layer][kernel.seed]
@@ -47,6 +51,8 @@ def live_growths(model: MorphableModel) -> list[Growth]:
                 params={name: whole(array) for name, array in arrays.items()},
                 source=kernel.source,
                 input=model.structure.site(kernel.layer).input,
+                blueprint=kernel.blueprint,
+                twin=kernel.source.twin if isinstance(kernel.source, NativeKernel) else None,
             )
         )
     return found

@@ -15,7 +15,7 @@ from esper.program.graph import (
     Ref,
     TensorType,
 )
-from esper.program.growth import Growth
+from esper.program.growth import Growth, Twin
 from esper.program.recipe import Captured, Recipe
 from esper.program.repeats import Block, Occurrence
 from esper.program.signature import Signature, Static
@@ -43,6 +43,7 @@ __all__ = [
     "Static",
     "TensorType",
     "Tree",
+    "Twin",
     "dumps",
     "flatten",
     "loads",

@@ -30,6 +30,7 @@ class Blueprint:
         kinds: The layer kinds it is for, such as ("Linear",) or ("Conv*",); "*" is any.
         placement: What the kernel is fed: "parallel" the layer's input, "sequential" its output.
         unless: The layer kinds it is not for, though `kinds` would have them.
+        twin: For kernels that are not written in torch, what makes a module of torch's of one; see `Twin`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Blueprint:
     kinds: tuple[str, ...]
     placement: str
     unless: tuple[str, ...] = ()
+    twin: Recipe | None = None
 
     def serves(self, kind: str) -> bool:
         """Whether it is for layers of that kind."""

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from esper.program.site import Size
+from esper.program.site import LayerSite, Size
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What makes a module of torch's of a kernel that is written in another framework.
+
+    Attributes:
+        recipe: Takes the site, {name: tensor} and the options.
+        site: The layer that the kernel was built for.
+        options: The options that it was built with.
+        placement: What it is fed, "parallel" or "sequential".
+        gated: Whether it stands behind a gate of its own: then its arrays are under "kernel." and "gate.".
+    """
+
+    recipe: Callable[..., Any]
+    site: LayerSite
+    options: tuple[tuple[str, Any], ...]
+    placement: str
+    gated: bool
 
 
 @dataclass(frozen=True)
@@ -22,6 +41,8 @@ class Growth:
         params: Its arrays by torch name.
         source: Where it came from.
         input: Shape of what the layer reads, symbolic sizes as text; empty if it is not known.
+        blueprint: Name of its recipe.
+        twin: What makes a module of torch's of it; None: its source does.
     """
 
     layer: str
@@ -32,3 +53,5 @@ class Growth:
     params: Mapping[str, Any] = field(repr=False)
     source: Any = field(repr=False)
     input: tuple[Size, ...] = ()
+    blueprint: str = ""
+    twin: Twin | None = field(default=None, repr=False)

@@ -16,6 +16,7 @@ from esper.torch_frontend.arrays import to_torch
 from esper.torch_frontend.folding import fold, fold_into_next
 from esper.torch_frontend.grown import Branch, grow
 from esper.torch_frontend.skeleton import set_mode
+from esper.torch_frontend.twins import twin_module
 
 if TYPE_CHECKING:  # which makes its state of these functions
     from esper.torch_frontend.source import TorchSource
@@ -103,8 +104,12 @@ def _read_elsewhere(module: nn.Module, programs: Sequence[Program]) -> set[int]:
 
 
 def _branch(growth: Growth, layer: nn.Module) -> Branch:
-    kernel = growth.source.template()
-    fill(kernel, {name: to_torch(array) for name, array in growth.params.items()})
+    tensors = {name: to_torch(array) for name, array in growth.params.items()}
+    if growth.twin is not None:
+        kernel = twin_module(growth.twin, growth.blueprint, tensors)
+    else:
+        kernel = growth.source.template()
+        fill(kernel, tensors)
     return Branch(kernel, growth.alpha, growth.placement, growth.blend, growth.seed).train(layer.training)
 
 
