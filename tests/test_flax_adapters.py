@@ -276,8 +276,10 @@ def test_linen_goes_back_and_forth():
 def test_variables_of_another_model_are_refused():
     net = Linen(to_linen(wrapped()))
     variables = net.init(KEY, X)
-    with pytest.raises(StateError, match=r"params/host.*the path to this one"):
+    with pytest.raises(StateError, match=r"params/host: give all.*names on the way"):
         net.backbone.from_variables(variables)
+    with pytest.raises(StateError, match="no variables batch_stats/backbone/buffers"):  # which would be stale
+        net.backbone.from_variables({"params": variables["params"]}, "backbone")
     bigger = Linen(to_linen(grown(net.backbone.from_variables(variables, "backbone"))))
     with pytest.raises(StateError, match=r"(?s)out/0/0\.weight.*to_linen\(grown\)"):
         bigger.apply(

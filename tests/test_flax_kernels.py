@@ -12,6 +12,7 @@ from flax import linen, nnx
 from torch import nn
 
 import esper
+from esper.configs import TamiyoSettings
 from esper.errors import (
     ArgumentError,
     ArtifactError,
@@ -183,6 +184,44 @@ def test_it_computes_what_flax_does_with_features_last():
     flat = jnp.tanh(first + 0.75 * made).reshape(4, -1)
     wanted = jnp.tanh(flat @ host_only.params["host"]["3.weight"].T + host_only.params["host"]["3.bias"])
     np.testing.assert_allclose(model(IMAGES), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_beside_an_embedding_it_reads_indices():
+    @flax_blueprint("another_table", kinds=("Embedding",))
+    def another_table(site, width=3):
+        table = linen.Embed(site["num_embeddings"], width)
+        return linen.Sequential([table, linen.Dense(site.features_out, kernel_init=ZERO)])
+
+    model, tokens = esper.wrap(nn.Sequential(nn.Embedding(7, 4), nn.Tanh()), target_layers=["0"]), jnp.asarray([[1, 6]])
+    asked = {"layer": "0", "blueprint": "another_table", "key": KEY}
+    assert check_blueprint(model, tokens, **asked).parameters == 7 * 3 + 3 * 4 + 4
+    with pytest.raises(SeedError, match="reads indices"):
+        check_blueprint(model, tokens, **asked, blend="gate")
+
+
+def test_its_parameters_are_of_the_layers_dtype():
+    model = esper.wrap(nn.Sequential(nn.Linear(3, 4), nn.Tanh()).to(torch.bfloat16))
+    check_blueprint(model, jnp.ones((2, 3), jnp.bfloat16), layer="0", blueprint="linen_mixer", key=KEY)
+    grown, _ = esper.germinate(model, None, layer="0", blueprint="linen_mixer", key=KEY)
+    assert {array.dtype for array in jax.tree.leaves(grown.params["kernels"])} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_fit_grows_by_it():
+    labels = jnp.arange(4) % 2
+    result = esper.fit(
+        wrapped(),
+        (IMAGES, labels),
+        tx=optax.adam(1e-2),
+        steps=60,
+        key=KEY,
+        validation=(IMAGES, labels),
+        every=10,
+        growth=TamiyoSettings(
+            trigger="always", blueprints={"3": "linen_mixer", "0": []}, train_steps=10, blend_steps=10, hold_steps=10
+        ),
+    )
+    events = [record.event for record in result.records if record.layer == "3"]
+    assert "germinate" in events and all(np.isfinite(result.losses))
 
 
 def test_a_gate_is_torchs_gate():
@@ -413,7 +452,7 @@ REFUSED = {
     "torch": (lambda: nn.Linear(5, 5), "returns a Linear, not a module of flax"),
     "no mode": (lambda: linen.Sequential([linen.Dense(5), linen.Dropout(0.5)]), "does not fit.*deterministic"),
     "shapes": (lambda: nnx.Linear(7, 5, rngs=nnx.Rngs(0)), "does not fit"),
-    "rank": (lambda: linen.Sequential([linen.Dense(5), lambda x: x.sum(0)]), "as many dimensions"),
+    "rank": (lambda: linen.Sequential([linen.Dense(5), lambda x: x.sum(0)]), "one array, here of 2 dimensions"),
     "pairs": (lambda: linen.Sequential([linen.Dense(5), lambda x: (x, x)]), "returns a tuple"),
 }
 

@@ -74,18 +74,22 @@ class LinenModel(linen.Module):
         """The model with the values of these variables, to grow or to unwrap.
 
         Args:
-            variables: Those of the whole Flax model, with at least "params"; what is absent is as it was wrapped.
+            variables: Those of the whole Flax model, all collections.
             path: Names of the submodules on the way to this one, such as "backbone".
 
         Raises:
             StateError: They are not those of this model.
         """
-        found = {kind: _at(variables, collection, (*path, kind)) for kind, collection in _COLLECTIONS.items()}
-        found["seeds"] = _at(variables, _SEEDS, path)
-        if found["host"] is None and self.held.model.params["host"]:
-            where = "/".join(("params", *path, "host"))
-            raise StateError(f"there are no variables {where}: give those of the whole model, and the path to this one")
-        return with_arrays(self.held.model, {kind: tree for kind, tree in found.items() if tree is not None})
+        model, found = self.held.model, {}
+        for kind in _needed(model):
+            where = (_SEEDS, *path) if kind == "seeds" else (_COLLECTIONS[kind], *path, kind)
+            found[kind] = _at(variables, where)
+            if found[kind] is None:
+                raise StateError(
+                    f"there are no variables {'/'.join(where)}: give all collections of the whole Flax model, and the "
+                    "names on the way to this module"
+                )
+        return with_arrays(model, found)
 
     @linen.nowrap
     def into_variables(self, variables: Mapping[str, Any], *path: str) -> dict[str, Any]:
@@ -182,11 +186,10 @@ def _needed(model: MorphableModel) -> Tree:
     return {kind: tree for kind, tree in arrays_of(model).items() if tree and (grown or kind != "seeds")}
 
 
-def _at(variables: Mapping[str, Any], collection: str, path: tuple[str, ...]) -> Any:
-    found: Any = variables.get(collection)
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
     for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return _plain(found)
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return _plain(tree)
 
 
 def _put(tree: Mapping[str, Any], path: tuple[str, ...], value: Tree) -> dict[str, Any]:

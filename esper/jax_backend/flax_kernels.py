@@ -59,14 +59,17 @@ class FlaxKernel(NativeKernel):
     def run(self, params: Arrays, fed: Value, *, train: bool, key: jax.Array | None) -> jax.Array:
         """What the kernel gives, in torch's order of dimensions."""
         read = _features_last(fed, self.site.positions)
-        own = {name.removeprefix(_OF_KERNEL): a for name, a in params.items() if name not in _GATE or not self.gated}
+        own = params
+        if self.gated:
+            own = {name.removeprefix(_OF_KERNEL): array for name, array in params.items() if name not in _GATE}
         with _Place(self.blueprint, self.site):
             made = self.module.run(own, read, train, key)
-        if not isinstance(made, jax.Array) or made.ndim != read.ndim:
+        wanted = read.ndim + jnp.issubdtype(read.dtype, jnp.integer)  # an embedding's indices have no features
+        if not isinstance(made, jax.Array) or made.ndim != wanted:
             shape = f"shape {made.shape}" if isinstance(made, jax.Array) else f"a {type(made).__name__}"
             raise SeedError(
                 f"blueprint {self.blueprint!r} at layer {self.site.name!r} returns {shape} for {read.shape}, features "
-                "last; a kernel returns one array with as many dimensions"
+                f"last; a kernel returns one array, here of {wanted} dimensions"
             )
         if self.gated:
             made = self._gate(params, read, made)
