@@ -97,7 +97,12 @@ class FlaxSprout:
 
 
 def sprouted(
-    source: ModuleSource, blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int, blend: str = "add"
+    source: ModuleSource,
+    blueprint: str,
+    site: LayerSite,
+    options: Mapping[str, Any],
+    entropy: int | None,
+    blend: str = "add",
 ) -> Sprout:
     """A new kernel for a layer, by a recipe in Flax or by one that the model's source knows.
 
@@ -110,11 +115,11 @@ def sprouted(
     return source.sprout(blueprint, site, options, entropy, blend)
 
 
-def _sprout(blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int, blend: str) -> FlaxSprout:
+def _sprout(blueprint: str, site: LayerSite, options: Mapping[str, Any], entropy: int | None, blend: str) -> FlaxSprout:
     entry = FLAX.find(blueprint, site, options)
     shape, dtype = site.fed(entry.placement)
     example = jnp.moveaxis(jnp.zeros(shape, dtype), -1 - site.positions, -1)
-    key = jax.random.key(entropy)
+    key = jax.random.key(entropy or 0)
     with _Place(blueprint, site):
         built = entry.recipe(site, **({"rngs": nnx.Rngs(key)} if entry.needs else {}), **options)
         module, arrays = _module(built, key, example)

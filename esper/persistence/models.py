@@ -12,12 +12,13 @@ import numpy as np
 
 from esper.errors import CorruptFileError, StateError
 from esper.jax_backend.devices import beside, fetched, put
+from esper.jax_backend.flax_kernels import FLAX, sprouted
 from esper.jax_backend.interchange import wide
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.remat import Remat
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.slots import place, with_kernel
-from esper.jax_backend.source import Kernel
+from esper.jax_backend.source import Kernel, NativeKernel
 from esper.persistence.plain import table
 from esper.program import LayerSite
 
@@ -37,6 +38,7 @@ class SavedKernel:
         placement: What it is fed.
         blend: How it joins the layer's output.
         description: Its parts and their settings, as text.
+        native: Whether it is written in Flax, and has no Program.
     """
 
     layer: str
@@ -47,6 +49,7 @@ class SavedKernel:
     placement: str
     blend: str
     description: str
+    native: bool
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,7 @@ def saved(model: MorphableModel) -> SavedModel:
     return SavedModel(
         sites=tuple(structure.site(site.name) for site in structure.sites),
         seeds_per_layer=structure.seeds_per_layer,
-        kernels=tuple(
-            SavedKernel(k.layer, k.seed, k.blueprint, k.options, k.site, k.placement, k.blend, k.source.description)
-            for k in structure.kernels
-        ),
+        kernels=tuple(map(_saved, structure.kernels)),
         trained=tuple(sorted(model.params["host"])),
         cache_bytes=structure.cache.budget,
         remat=structure.remat,
@@ -96,6 +96,12 @@ def saved(model: MorphableModel) -> SavedModel:
         wide=wide(),
         description=structure.source.description,
     )
+
+
+def _saved(kernel: Kernel) -> SavedKernel:
+    described = (kernel.source.description, isinstance(kernel.source, NativeKernel))
+    at = (kernel.layer, kernel.seed, kernel.blueprint, kernel.options, kernel.site, kernel.placement, kernel.blend)
+    return SavedKernel(*at, *described)
 
 
 def host_of(model: MorphableModel) -> dict[str, np.ndarray]:
@@ -187,7 +193,13 @@ def _with(model: MorphableModel, kernel: SavedKernel, state: Arrays) -> Morphabl
         structure.seeds_per_layer
     ):
         raise CorruptFileError(f"{where}: there is no such seed")
-    sprout = structure.source.sprout(kernel.blueprint, kernel.site, dict(kernel.options), None, kernel.blend)
+    if kernel.native and kernel.blueprint not in FLAX:
+        raise StateError(
+            f"{where}: its kernel is written in Flax, and no blueprint {kernel.blueprint!r} is registered here; "
+            "register it by `esper.interop.flax_blueprint` before the model is loaded"
+        )
+    options = dict(kernel.options)
+    sprout = sprouted(structure.source, kernel.blueprint, kernel.site, options, None, kernel.blend)
     if (sprout.source.description, sprout.placement) != (kernel.description, kernel.placement):
         raise StateError(
             f"{where}: blueprint {kernel.blueprint!r} built {kernel.description} when it was saved, and builds "

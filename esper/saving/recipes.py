@@ -9,6 +9,7 @@ from esper.configs import TamiyoSettings
 from esper.errors import ArgumentError, SeedError, TraceError, UnknownBlueprintError
 from esper.growth.plans import DEFAULTS, sized
 from esper.jax_backend.model import MorphableModel
+from esper.jax_backend.source import NativeKernel
 from esper.program import GRAFT, Captured, LayerSite, Recipe, TensorType
 from esper.program.sizes import value
 
@@ -38,6 +39,8 @@ def recipes(model: MorphableModel, captures: Sequence[Captured], blueprints: Blu
     for recipe in source.recipes:
         found.add(recipe)
     for kernel in model.structure.kernels:
+        if isinstance(kernel.source, NativeKernel):
+            continue  # it is built by Flax wherever its blueprint is registered
         fed = list(_fed(captures, kernel.layer))
         found.add(source.recipe(kernel.blueprint, kernel.site, dict(kernel.options), kernel.blend == "gate", fed))
     asked = _asked(blueprints)

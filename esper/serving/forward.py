@@ -16,7 +16,7 @@ from esper.errors import TraceError
 from esper.jax_backend.call import Call, results
 from esper.jax_backend.model import MorphableModel, run_program
 from esper.jax_backend.registry import draws
-from esper.jax_backend.source import Kernel, ModuleSource
+from esper.jax_backend.source import Kernel, ModuleSource, NativeKernel
 from esper.program import Program, Signature
 from esper.program.specialised import agree
 from esper.serving.calls import Chosen, containers, output, sized
@@ -104,9 +104,7 @@ def capture_kernels(model: MorphableModel, chosen: Chosen, shapes: Sequence[tupl
 def with_known_kernels(model: MorphableModel, chosen: Chosen) -> MorphableModel:
     """The model with kernels that run on symbolic sizes by the Programs that they have."""
     structure = model.structure
-    kernels = tuple(
-        replace(kernel, source=_Known(kernel.source, tuple(_programs(kernel, chosen)))) for kernel in structure.kernels
-    )
+    kernels = tuple(_known(kernel, chosen) for kernel in structure.kernels)
     return model.replace(structure=replace(structure, kernels=kernels))
 
 
@@ -152,7 +150,15 @@ def _any_draws(programs: Iterable[Program]) -> bool:
     return any(draws(node) for program in programs for node in program.walk())
 
 
+def _known(kernel: Kernel, chosen: Chosen) -> Kernel:
+    if isinstance(kernel.source, NativeKernel):
+        return kernel
+    return replace(kernel, source=_Known(kernel.source, tuple(_programs(kernel, chosen))))
+
+
 def _programs(kernel: Kernel, chosen: Chosen) -> list[Program]:
+    if isinstance(kernel.source, NativeKernel):
+        return []
     return [program for program in kernel.source.programs if program.train == chosen.signature.train]
 
 
