@@ -7,7 +7,7 @@ touches, which cost address space and no memory. The user's module is never held
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import CellType, FunctionType
 from typing import Any
@@ -19,6 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from esper.errors import DTypeError, WrapError
 from esper.torch_frontend import scripted
+
+_OF_TORCH = frozenset(vars(nn.Module()))  # what every module has; hooks and tensors are not the forward's to change
 
 
 def skeleton(module: nn.Module) -> nn.Module:
@@ -112,7 +114,7 @@ def restored(module: nn.Module) -> Iterator[dict[str, int | float]]:
     """Puts Python numbers and flags that a forward changes back at the end: a capture runs it once.
 
     Yields:
-        Filled at the end: what was changed, {dotted name: the value it has again}.
+        Filled at the end: which numbers were changed, {dotted name: the value it has again}.
     """
     before = [(path, sub, _plain(sub)) for path, sub in module.named_modules()]
     changed: dict[str, int | float] = {}
@@ -125,6 +127,42 @@ def restored(module: nn.Module) -> Iterator[dict[str, int | float]]:
             changed |= {f"{path}.{name}".lstrip("."): value for name, value in old.items()}
             for name, value in old.items():
                 _put_back(sub, name, value)
+
+
+@contextmanager
+def refilled(module: nn.Module) -> Iterator[None]:
+    """Gives lists, dicts and sets of a module back what they hold now: a capture puts tensors without values there."""
+    held = dict[int, tuple[Any, Any]]()
+    own = [(sub, name, value) for sub in module.modules() for name, value in vars(sub).items() if name not in _OF_TORCH]
+    _note_containers([value for _, _, value in own], held)
+    try:
+        yield
+    finally:
+        for container, content in held.values():
+            _refill(container, content)
+        for sub, name, value in own:
+            if id(value) in held:  # an export puts copies in their places
+                vars(sub)[name] = value
+
+
+def _note_containers(values: Iterable[Any], held: dict[int, tuple[Any, Any]]) -> None:
+    """Adds the containers among the values, and those in them, with what they hold."""
+    for value in values:
+        if type(value) in (list, dict, set) and id(value) not in held:
+            held[id(value)] = value, value.copy()
+            _note_containers(value.values() if isinstance(value, dict) else value, held)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Makes a container hold this again, if it holds anything else."""
+    if len(container) == len(content) and all(a is b for a, b in zip(_parts(container), _parts(content), strict=True)):
+        return
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _parts(container: Any) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
 
 
 def _put_back(module: nn.Module, name: str, value: int | float) -> None:

@@ -21,7 +21,7 @@ from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
 from esper.torch_frontend.rebuild import put, rebuild
 from esper.torch_frontend.scripted import tensors_stay
-from esper.torch_frontend.skeleton import modes, set_mode, skeleton
+from esper.torch_frontend.skeleton import modes, refilled, set_mode, skeleton
 from esper.torch_frontend.state import settled
 from esper.torch_frontend.tied import aliases
 from esper.torch_frontend.translate import translate
@@ -270,7 +270,8 @@ class TorchSource:
         found: TraceError | None = None
         for attempt in self._attempts(signature):
             try:
-                program, silent = self._trace(signature, attempt)
+                with refilled(self.module):
+                    program, silent = self._trace(signature, attempt)
                 if _covers(program, signature):
                     return program, silent
             except RefusedError:
