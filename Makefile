@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep parity evidence versions lint types bench bench-bridges docs
+.PHONY: help setup demo test sweep parity evidence versions without-torch lint types bench bench-bridges docs
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -49,6 +49,16 @@ versions: .venv-torch-$(TORCH)/ready  ## the core tests on another torch release
 	.venv-torch-$(TORCH)/bin/pip install --disable-pip-version-check --quiet torch==$(TORCH) setuptools
 	.venv-torch-$(TORCH)/bin/pip install --disable-pip-version-check --quiet \
 	    --constraint .venv-torch-$(TORCH)/constraints.txt --editable '.[dev]'
+	touch $@
+
+without-torch: setup .venv-without-torch/ready  ## a saved model where torch is not installed
+	ESPER_WITHOUT_TORCH=$(CURDIR)/.venv-without-torch/bin/python $(TEST_FLAGS) $(BIN)/python -m pytest -q \
+	    tests/test_save.py -k without_torch
+
+.venv-without-torch/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-without-torch
+	.venv-without-torch/bin/pip install --disable-pip-version-check --quiet --constraint constraints.txt \
+	    jax flax optax pydantic pydantic-settings pyyaml numpy scipy jaxtyping safetensors rich
 	touch $@
 
 lint: setup  ## ruff and the floors of the architecture

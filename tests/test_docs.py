@@ -47,6 +47,12 @@ def test_the_page_on_the_way_back_runs():
     }
 
 
+def test_the_page_on_saving_runs():
+    scope = run_blocks("docs/saving.md", 4)
+    assert scope["result"].checkpoint.done == 40 and len(scope["loaded"].structure.kernels) == 0
+    assert list(scope["trained"].state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+
+
 def test_the_page_on_blueprints_runs():
     scope = run_blocks("docs/blueprints.md", 2)
     assert scope["cost"].parameters == 4 * 8 + 8 + 8 * 6 + 6

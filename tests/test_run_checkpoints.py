@@ -77,17 +77,23 @@ def bit_equal(left, right):
     return all(a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
 
 
+def pause(at):
+    """A callback that ends a run there; it had more steps to go."""
+
+    def told(record, run):
+        if record.event == "evaluate" and record.step == at:
+            run.stop("for now")
+
+    return told
+
+
 @pytest.mark.parametrize("at", [5, 10, 15, 20, 35])
 @pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
 def test_a_run_goes_on_from_the_disk_bit_for_bit(at, background, tmp_path):
     """At 5 a change of structure is being prepared; at 15 the kernel is in the middle of its blend."""
 
-    def pause(record, run):
-        if record.event == "evaluate" and record.step == at:
-            run.stop("for now")
-
     kept = Checkpoints(tmp_path, background=background)
-    part = run(checkpoints=kept, callbacks=[pause])
+    part = run(checkpoints=kept, callbacks=[pause(at)])
     assert part.checkpoint.done == at
     rest = run(checkpoints=kept, resume=tmp_path, model=model())
     assert bit_equal(rest, whole()) and rest.losses == whole().losses
@@ -102,11 +108,11 @@ def test_the_blend_was_under_way():
 
 
 def test_built_in_growth_goes_on_too(tmp_path):
-    growth = TamiyoSettings(blend_steps=4, patience=1, min_delta=10, train_steps=5, swap="evaluation")
+    growth = TamiyoSettings(blend_steps=4, patience=1, min_delta=10, train_steps=5, hold_steps=5)
     policy = {"growth": growth, "policy": None}
     wanted = run(steps=60, **policy)
     assert any(record.event == "germinate" for record in wanted.records)
-    run(steps=25, checkpoints=tmp_path, **policy)
+    run(steps=60, checkpoints=tmp_path, callbacks=[pause(25)], **policy)
     assert bit_equal(run(steps=60, resume=tmp_path, model=model(), **policy), wanted)
 
 
@@ -275,7 +281,7 @@ print("end", flush=True)
 """
 
 STEPS = 400
-KILLS = 8
+KILLS = 5
 
 
 def kills(config):

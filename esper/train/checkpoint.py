@@ -14,6 +14,23 @@ from esper.train.step import TrainState
 
 
 @dataclass(frozen=True, eq=False)
+class SoundPoint:
+    """Where a run was when all was well, to go back to.
+
+    Attributes:
+        state: The state.
+        done: Steps done.
+        losses: How many evaluations there were.
+        ledger: What it had cost.
+    """
+
+    state: TrainState
+    done: int
+    losses: int
+    ledger: Ledger
+
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A run between two steps, at an evaluation; immutable, its arrays are its own.
 
@@ -32,6 +49,7 @@ class Checkpoint:
         recent: The last training batches, which initialisers look at.
         change: A change of structure that is decided and not yet made.
         undecided: What the policy was shown and has not answered yet.
+        sound: Where the governor would go back to; None: to this very point.
     """
 
     state: TrainState
@@ -46,3 +64,4 @@ class Checkpoint:
     recent: tuple[Any, ...] = ()
     change: Change | None = None
     undecided: Observation | None = None
+    sound: SoundPoint | None = None

@@ -20,10 +20,9 @@ from esper.train import change as changes
 from esper.train.ahead import Ahead
 from esper.train.books import Books, record_of
 from esper.train.change import Change, Evidence, Preparation
-from esper.train.checkpoint import Checkpoint
+from esper.train.checkpoint import Checkpoint, SoundPoint
 from esper.train.governor import GiveUp, Governor, Memory, Reading, Rollback, Sound, rolled_back
 from esper.train.history import Figures, Record
-from esper.train.ledger import Ledger
 from esper.train.observe import measured, observed, with_health, with_measurements
 from esper.train.step import Learner, Measured, Metric, TrainState, copied, evaluate, train_step
 from esper.train.stopping import EarlyStopping
@@ -69,16 +68,6 @@ class Course:
     on_step: OnStep = lambda run: None
 
 
-@dataclass(frozen=True, eq=False)
-class _Sound:
-    """A point to go back to: the state, the steps done, how many evaluations there were, what it had cost."""
-
-    state: TrainState
-    done: int
-    losses: int
-    ledger: Ledger
-
-
 class Run:
     """A run, as callbacks see it.
 
@@ -96,7 +85,7 @@ class Run:
         self._waited = 0.0
         self._memory = course.policy.start() if course.policy else None
         self._guard: Memory = course.governor.start() if course.governor else Memory()
-        self._sound: _Sound | None = None
+        self._sound: SoundPoint | None = None
         self._since = 0
         self._ahead = Ahead(state.step)
         self._recent: list[Any] = []
@@ -137,6 +126,7 @@ class Run:
             recent=tuple(self._recent),
             change=self._preparation.change if self._preparation else None,
             undecided=self._undecided,
+            sound=None if self._sound is None or self._sound.done == self.done else self._sound,
         )
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -144,7 +134,8 @@ class Run:
         self.done, self.losses = checkpoint.done, list(checkpoint.losses)
         self._memory, self._guard = checkpoint.memory, checkpoint.guard
         self._recent = list(checkpoint.recent)
-        self._sound = _Sound(copied(self._state), self.done, len(self.losses), self.books.ledger)
+        here = SoundPoint(copied(self._state), self.done, len(self.losses), self.books.ledger)
+        self._sound = checkpoint.sound or here
         if checkpoint.change:
             self._prepare(checkpoint.change)
         if checkpoint.undecided:
@@ -290,7 +281,7 @@ class Run:
     def _begin_guard(self, governor: Governor) -> None:
         """The state before the first step is the first to go back to."""
         found = self._measure()
-        self._sound = _Sound(copied(self._state), self.done, 0, self.books.ledger)
+        self._sound = SoundPoint(copied(self._state), self.done, 0, self.books.ledger)
         if found is not None:
             reading = Reading(self.done, None, float(np.mean(found.losses)), bool(found.finite), float(found.spread))
             _, self._guard = governor.judge(reading, self._guard)
@@ -306,7 +297,9 @@ class Run:
         verdict, self._guard = governor.judge(reading, self._guard)
         match verdict:
             case Sound():
-                self._sound = _Sound(copied(self._state.rewound()), self.done, len(self.losses) + 1, self.books.ledger)
+                self._sound = SoundPoint(
+                    copied(self._state.rewound()), self.done, len(self.losses) + 1, self.books.ledger
+                )
             case Rollback() | GiveUp():
                 self._put_back(verdict, figures)
                 return False

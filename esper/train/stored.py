@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from esper.errors import CorruptFileError
 from esper.growth.credit import Gain
 from esper.growth.memory import Culled
 from esper.growth.memory import Memory as TamiyoMemory
@@ -39,7 +38,7 @@ from esper.persistence.plain import Classes, Reader, Writer, table
 from esper.persistence.tensors import read_tensors, write_tensors
 from esper.persistence.trees import plain_tree, tree_like
 from esper.train.change import Change
-from esper.train.checkpoint import Checkpoint
+from esper.train.checkpoint import Checkpoint, SoundPoint
 from esper.train.governor import Memory as GovernorMemory
 from esper.train.history import Record
 from esper.train.ledger import Ledger, Spent
@@ -54,7 +53,7 @@ _CLASSES = CLASSES | table(
 )
 
 _SUMS = ("key", "step", "loss", "pull")
-_ASIDE = ("state",)
+_SOUND_HOST, _SOUND_REST = "sound host/", "sound rest/"
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,42 @@ def fetch(checkpoint: Checkpoint, policy: Policy[Any] | None) -> Fetched:
     Raises:
         StateError: Something that no file can hold, such as the memory of a policy that is no plain data.
     """
-    state, writer = checkpoint.state, Writer(_classes(policy), "run/")
-    names = [own.name for own in dataclasses.fields(checkpoint) if own.name not in _ASIDE]
+    writer, sound = Writer(_classes(policy), "run/"), checkpoint.sound
     run = {
+        "state": _plain_state(writer, checkpoint.state),
+        "run": {name: writer.plain(getattr(checkpoint, name), f"the run's {name}") for name in _names(Checkpoint)},
+        "sound": sound
+        and {
+            "state": _plain_state(writer, sound.state),
+            "run": {
+                name: writer.plain(getattr(sound, name), f"the sound point's {name}") for name in _names(SoundPoint)
+            },
+        },
+    }
+    rest = state_of(checkpoint.state.model)
+    for prefix, arrays in _sound_arrays(sound).items():
+        rest |= {prefix + name: array for name, array in arrays.items()}
+    return Fetched(run, host_of(checkpoint.state.model), rest | fetched(writer.arrays))
+
+
+def _names(of: type[Checkpoint] | type[SoundPoint]) -> list[str]:
+    """What is plain data of it."""
+    return [own.name for own in dataclasses.fields(of) if own.name not in ("state", "sound")]
+
+
+def _plain_state(writer: Writer, state: TrainState) -> dict[str, Any]:
+    return {
         "model": writer.plain(saved(state.model), "the model"),
         "opt_state": plain_tree(writer, state.opt_state, "the optimiser's state"),
         "sums": {name: writer.plain(getattr(state, name), name) for name in _SUMS},
-        "run": {name: writer.plain(getattr(checkpoint, name), f"the run's {name}") for name in names},
     }
-    return Fetched(run, host_of(state.model), state_of(state.model) | fetched(writer.arrays))
+
+
+def _sound_arrays(sound: SoundPoint | None) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of the model there, by what their names begin with."""
+    if sound is None:
+        return {}
+    return {_SOUND_HOST: host_of(sound.state.model), _SOUND_REST: state_of(sound.state.model)}
 
 
 def write(folder: Path, content: Fetched) -> None:
@@ -122,16 +148,32 @@ def read(folder: Path, model: MorphableModel, learner: Learner, policy: Policy[A
     with reading(folder):
         host, rest = (read_tensors(parts[f"{name}.safetensors"], f"{folder}: {name}") for name in ("host", "rest"))
         held, reader = json.loads(bytes(parts["run.json"])), Reader(_classes(policy), rest)
-        kept = reader.value(held["model"])
-        if not isinstance(kept, SavedModel):
-            raise CorruptFileError(f"{folder}: there is no model")
-        grown = restored(model, kept, host, rest)
-        state = TrainState(
-            model=grown,
-            opt_state=tree_like(reader, held["opt_state"], _form(learner, grown), "the optimiser's state"),
-            **{name: reader.value(held["sums"][name]) for name in _SUMS},
-        )
-        return Checkpoint(state=state, **{name: reader.value(value) for name, value in held["run"].items()})
+        state = _state(reader, held["state"], model, learner, host, rest)
+        sound = held["sound"]
+        if sound:
+            there = _state(reader, sound["state"], model, learner, _under(_SOUND_HOST, rest), _under(_SOUND_REST, rest))
+            sound = SoundPoint(there, **{name: reader.value(value) for name, value in sound["run"].items()})
+        return Checkpoint(state, **{name: reader.value(value) for name, value in held["run"].items()}, sound=sound)
+
+
+def _state(
+    reader: Reader,
+    held: Mapping[str, Any],
+    model: MorphableModel,
+    learner: Learner,
+    host: Mapping[str, np.ndarray],
+    rest: Mapping[str, np.ndarray],
+) -> TrainState:
+    kept = reader.value(held["model"])
+    if not isinstance(kept, SavedModel):
+        raise TypeError("there is no model")
+    grown = restored(model, kept, host, rest)
+    opt_state = tree_like(reader, held["opt_state"], _form(learner, grown), "the optimiser's state")
+    return TrainState(grown, opt_state, **{name: reader.value(held["sums"][name]) for name in _SUMS})
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _form(learner: Learner, model: MorphableModel) -> Any:
