@@ -8,12 +8,13 @@ sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 # One case in so many runs by default, always the same ones.
 SHARES = {
-    "tests/ops/": 8,
+    "tests/ops/": 12,
     "test_blueprints.py::test_a_live": 3,
     "test_blueprints.py::test_a_blueprint_keeps": 3,
-    "test_fast_convolution.py::test_the_primitives": 6,
-    "test_fold.py::test_a_trained": 6,
-    "test_parity.py::test_semantics": 8,
+    "test_fast_convolution.py::test_the_primitives": 9,
+    "test_flax_kernels.py::test_it_is_zero_at_birth": 4,
+    "test_fold.py::test_a_trained": 10,
+    "test_parity.py::test_semantics": 10,
     "test_parity.py::": 10,
 }
 
