@@ -106,6 +106,8 @@ class LinenModel(linen.Module):
 
     def _variables(self) -> Tree:
         found: Tree = {}
+        if not self.is_initializing():
+            self._check_there()
         for kind, tree in _needed(self.held.model).items():
             if kind == "seeds":
                 found[kind] = {
@@ -113,14 +115,29 @@ class LinenModel(linen.Module):
                     for name, array in tree.items()
                 }
             elif _COLLECTIONS[kind] == "params":
-                found[kind] = _plain(self.param(kind, lambda key, tree=tree: copies_of(tree)))
+                if self.is_initializing():
+                    held = self.param(kind, lambda key, tree=tree: copies_of(tree))
+                else:
+                    held = self.get_variable("params", kind)
+                found[kind] = _plain(held)
             else:
                 found[kind] = _plain(self.variable(_COLLECTIONS[kind], kind, lambda tree=tree: copies_of(tree)).value)
         return found
 
+    def _check_there(self) -> None:
+        """Raises StateError where variables are missing: linen would put those of the model in their places."""
+        for kind, tree in _needed(self.held.model).items():
+            named = [(_SEEDS, name) for name in tree] if kind == "seeds" else [(_COLLECTIONS[kind], kind)]
+            lost = [f"{collection}/{name}" for collection, name in named if not self.has_variable(collection, name)]
+            if lost:
+                raise StateError(
+                    f"there are no variables {', '.join(lost)}; `init` makes them, and `into_variables` puts those of "
+                    "a model that has grown into variables of before"
+                )
+
     def _key(self, args: Any, kwargs: Any, train: bool) -> jax.Array | None:
         structure = self.held.model.structure
-        draws = bool(structure.kernels) or needs_key(prepare(structure.source, args, kwargs, train).program)
+        draws = (train and bool(structure.kernels)) or needs_key(prepare(structure.source, args, kwargs, train).program)
         has = self.has_rng("dropout") or self.has_rng("params")
         return self.make_rng("dropout") if draws and has else None
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from esper.errors import ArgumentError, MissingKeyError
+from esper.errors import ArgumentError, MissingKeyError, WrapError
 from esper.interop.trees import Tree, arrays_of, changed, check_model, copies_of, with_arrays
 from esper.jax_backend.call import prepare
 from esper.jax_backend.evaluate import needs_key
@@ -116,7 +116,7 @@ class NnxModel(nnx.Module):
 
     def _key(self, rngs: nnx.Rngs | None, args: Any, kwargs: Any, train: bool) -> jax.Array | None:
         structure, stream = self._frame.empty.structure, self.rngs if rngs is None else rngs["dropout"]
-        draws = bool(structure.kernels) or needs_key(prepare(structure.source, args, kwargs, train).program)
+        draws = (train and bool(structure.kernels)) or needs_key(prepare(structure.source, args, kwargs, train).program)
         return stream() if draws and stream is not None else None
 
 
@@ -179,6 +179,10 @@ def _group(old: Any, tree: Mapping[str, Any], kind: type[nnx.Variable]) -> _Grou
     """Variables for a tree of arrays; those of the old group that have the same names are used again."""
     made, known = _Group(), {} if old is None else vars(old)
     for name, of in tree.items():
+        if hasattr(_Group, name) or name.startswith("_pytree__"):
+            raise WrapError(
+                f"modules of nnx have an attribute {name!r} of their own: rename that part of the torch module"
+            )
         held = known.get(name)
         if isinstance(of, Mapping):
             setattr(made, name, _group(held, of, kind))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import CellType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 from flax.core import meta
 from flax.errors import InvalidRngError
@@ -54,7 +57,8 @@ class LinenModule:
     def run(self, params: Arrays, x: jax.Array, train: bool, key: jax.Array | None) -> Any:
         """What the module gives; every stream of random numbers comes from the key."""
         tree = unflatten_dict({path: params[name] for name, path in self.places.items()})
-        modes, rngs = _modes(self.module, train), {} if key is None else {"params": key}
+        modes = _modes(self.module, train)
+        rngs = {} if key is None else {"params": key, "dropout": jax.random.fold_in(key, 1)}
         try:
             return self.module.apply({"params": tree}, x, rngs=rngs, **modes)
         except InvalidRngError:
@@ -103,7 +107,10 @@ class NnxModule:
             raise _NO_KEY
         written = [name for name, (path, _) in self.params.items() if after[path].get_value() is not params[name]]
         if written:
-            raise SeedError(f"it writes into its parameters {written}, and a kernel's forward changes nothing")
+            raise SeedError(
+                f"it writes into its parameters {written}, or a transformation of nnx's, such as nnx.jit or nnx.remat, "
+                "does: a kernel's forward changes nothing; use jax.jit and jax.checkpoint on functions of arrays"
+            )
         return made
 
     def _streams(self, key: jax.Array) -> dict[Path, Any]:
@@ -120,8 +127,12 @@ class NnxModule:
 def described(value: Any) -> str:
     """A module's parts and their settings, defaults left out, as text: equal for modules built alike, in any process.
 
-    Functions are told by their names only.
+    Functions are told by their names and by the arrays that they close over, arrays by their values.
     """
+    if isinstance(value, jax.Array | np.ndarray):
+        held = np.asarray(jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value)
+        digest = hashlib.sha256(np.ascontiguousarray(held).tobytes()).hexdigest()
+        return f"{value.dtype}{list(value.shape)}:{digest[:16]}"
     if isinstance(value, linen.Module):
         fields = [f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name")]
         return _call(type(value), {name: getattr(value, name) for name in fields})
@@ -139,7 +150,16 @@ def described(value: Any) -> str:
         return "(" + ", ".join(map(described, value)) + ")"
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    closed = [described(held) for held in _closed_over(value) if isinstance(held, jax.Array | np.ndarray)]
+    return f"{name}[{', '.join(closed)}]" if closed else name
+
+
+def _closed_over(function: Any) -> list[Any]:
+    """What a function of Python's brings along: its closure and its defaults."""
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if cell != CellType()]
+    named = getattr(function, "__kwdefaults__", None) or {}
+    return [*cells, *(getattr(function, "__defaults__", None) or ()), *named.values()]
 
 
 def _call(of: Any, settings: Mapping[str, Any]) -> str:

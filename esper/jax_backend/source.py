@@ -74,9 +74,10 @@ class Sprout(Protocol):
 
 
 class ModuleSource(Protocol):
-    """A source of Programs for one module. `carried` caches the JAX copies of `constants`."""
+    """A source of Programs for one module. `carried` caches the JAX copies of `constants`; `modes` are its parts'."""
 
     carried: dict[str, Any]
+    modes: dict[str, bool]
     traces: int
 
     @property

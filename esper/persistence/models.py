@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,7 +19,7 @@ from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.remat import Remat
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.slots import place, with_kernel
-from esper.jax_backend.source import Kernel, NativeKernel
+from esper.jax_backend.source import Kernel, KernelSource, NativeKernel
 from esper.persistence.plain import table
 from esper.program import LayerSite
 
@@ -39,6 +40,7 @@ class SavedKernel:
         blend: How it joins the layer's output.
         description: Its parts and their settings, as text.
         native: Whether it is written in Flax, and has no Program.
+        closed_over: Digest of the tensors that it holds beside its parameters; empty: it holds none.
     """
 
     layer: str
@@ -50,6 +52,7 @@ class SavedKernel:
     blend: str
     description: str
     native: bool
+    closed_over: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class SavedModel:
         share_blocks: Whether equal blocks are traced once.
         wide: Whether JAX's 64-bit mode was on.
         description: The module's parts and their settings, as text.
+        modes: The training flag of each part when it was wrapped.
     """
 
     sites: tuple[LayerSite, ...]
@@ -77,6 +81,7 @@ class SavedModel:
     share_blocks: bool
     wide: bool
     description: str
+    modes: dict[str, bool]
 
 
 CLASSES = table(SavedModel, SavedKernel, LayerSite, Remat)
@@ -95,13 +100,25 @@ def saved(model: MorphableModel) -> SavedModel:
         share_blocks=structure.share_blocks,
         wide=wide(),
         description=structure.source.description,
+        modes=dict(structure.source.modes),
     )
 
 
 def _saved(kernel: Kernel) -> SavedKernel:
-    described = (kernel.source.description, isinstance(kernel.source, NativeKernel))
+    source = kernel.source
+    described = (source.description, isinstance(source, NativeKernel), _closed_over(source))
     at = (kernel.layer, kernel.seed, kernel.blueprint, kernel.options, kernel.site, kernel.placement, kernel.blend)
     return SavedKernel(*at, *described)
+
+
+def _closed_over(source: KernelSource) -> str:
+    if isinstance(source, NativeKernel) or not source.constants:
+        return ""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(source.constants.items()):
+        array = np.ascontiguousarray(source.exportable(tensor, name))
+        hasher.update(f"{name} {array.dtype}{array.shape}".encode() + array.tobytes())
+    return hasher.hexdigest()
 
 
 def host_of(model: MorphableModel) -> dict[str, np.ndarray]:
@@ -204,6 +221,11 @@ def _with(model: MorphableModel, kernel: SavedKernel, state: Arrays) -> Morphabl
         raise StateError(
             f"{where}: blueprint {kernel.blueprint!r} built {kernel.description} when it was saved, and builds "
             f"{sprout.source.description} here"
+        )
+    if _closed_over(sprout.source) != kernel.closed_over:
+        raise StateError(
+            f"{where}: blueprint {kernel.blueprint!r} holds tensors that are no parameters, with other values than "
+            "were saved: let them be parameters, or the same whenever it is built"
         )
     arrays = {}
     for name, drawn in sprout.params.items():

@@ -68,6 +68,8 @@ class Writer:
         if dataclasses.is_dataclass(value) and not isinstance(value, type) and self._is_known(type(value)):
             skipped = _LEFT_OUT.get(type(value), ())
             names = [own.name for own in dataclasses.fields(value) if own.name not in skipped]
+            if not all(own.init for own in dataclasses.fields(value) if own.name in names):
+                raise StateError(f"{place} is a {type(value).__name__} with fields that its constructor does not take")
             held = {name: self.plain(getattr(value, name), f"{place}.{name}") for name in names}
             return {"data": [_name(type(value)), held]}
         raise StateError(
@@ -112,7 +114,7 @@ class Reader:
             "dict": lambda held: {self.value(k): self.value(v) for k, v in held},
             "key": lambda held: jax.random.wrap_key_data(jnp.array(self._arrays[held[0]]), impl=held[1]),
             "array": lambda name: jnp.array(self._arrays[name]),
-            "numpy": lambda name: self._arrays[name],
+            "numpy": lambda name: np.array(self._arrays[name]),
             "scalar": lambda name: self._arrays[name][()],
             "data": self._data,
         }

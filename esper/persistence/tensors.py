@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from esper.errors import CorruptFileError, DTypeError
@@ -66,7 +67,10 @@ def write_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
         if dtype not in _AS_BYTES:
             raise DTypeError(f"{name} is of {dtype}, which cannot be written to a file")
         bare[name] = bare[name].reshape(-1).view(np.uint8).reshape(*bare[name].shape, -1)
-    save_file(bare, file, metadata={_METADATA: json.dumps(others)} if others else None)
+    try:
+        save_file(bare, file, metadata={_METADATA: json.dumps(others)} if others else None)
+    except SafetensorError as error:  # what the system said is in its text only
+        raise OSError(str(error)) from error
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, np.ndarray]:

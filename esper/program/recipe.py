@@ -54,7 +54,12 @@ class Recipe:
 
     def serves(self, site: LayerSite) -> bool:
         """Whether it is for this layer."""
-        return _form(site) == _form(self.site) and (not self.bound or site.name == self.site.name)
+        return alike(site, self.site) and (not self.bound or site.name == self.site.name)
+
+
+def alike(one: LayerSite, other: LayerSite) -> bool:
+    """Whether two layers differ in nothing but their names, for all that a blueprint sees of them."""
+    return _form(one) == _form(other)
 
 
 def _form(site: LayerSite) -> tuple[Any, ...]:

@@ -69,7 +69,8 @@ def _follow(node: Node, values: dict[str, Any], types: Mapping[str, _Shape | Non
         values[node.outputs[0]] = values[first.name]
     else:
         args = node.args if node.op not in _RESHAPES else (node.args[0], _shape(types, node.outputs[0]))
-        key = (node.op, _plain(args, values), _plain(node.kwargs, values))
+        shapes = tuple(_shape(types, name) for name in node.outputs if name in types)  # a squeeze reads its input's
+        key = (node.op, _plain(args, values), _plain(node.kwargs, values), shapes)
         for place, name in enumerate(node.outputs):
             values[name] = _numbered((key, place), known)
 

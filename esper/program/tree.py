@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 LEAF = "leaf"
@@ -152,10 +153,18 @@ def _known_class(tree: Tree) -> type | None:
     module_name, _, qualname = tree.path.partition(":")
     found: Any = sys.modules.get(module_name)
     for part in qualname.split("."):
-        found = getattr(found, part, None)
-    if not isinstance(found, type):
-        return None
+        found = getattr(found, "__dict__", {}).get(part)  # and no module's `__getattr__` runs
+    is_one = isinstance(found, type)
     if tree.kind == "namedtuple":
-        return found if issubclass(found, tuple) and getattr(found, "_fields", None) == tree.keys else None
-    names = {own.name for own in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
-    return found if names.issuperset(tree.keys) and names else None
+        is_known = is_one and issubclass(found, tuple) and getattr(found, "_fields", None) == tree.keys
+        return found if is_known else _anonymous(tree.path, tree.keys)
+    names = {own.name for own in dataclasses.fields(found)} if is_one and dataclasses.is_dataclass(found) else set()
+    # A mapping, such as Hugging Face's outputs, leaves out what is None.
+    is_known = names == set(tree.keys) or (is_one and issubclass(found, Mapping) and names.issuperset(tree.keys))
+    return found if is_known and names else None
+
+
+@lru_cache(maxsize=256)
+def _anonymous(path: str, fields: tuple[str, ...]) -> type:
+    """A namedtuple like one whose class is not there."""
+    return namedtuple(path.rpartition(".")[2].rpartition(":")[2], fields)

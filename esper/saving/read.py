@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,9 @@ def _check(content: _Content) -> None:
             verify(program)
     if not isinstance(content.model, SavedModel) or not content.captures:
         raise CorruptFileError("there is no model, or no call of it")
+    shape = (len(content.model.sites), content.model.seeds_per_layer)
+    if content.rest["seeds/lifecycle"].shape != shape:
+        raise CorruptFileError(f"the seeds are {content.rest['seeds/lifecycle'].shape}, and the layers have {shape}")
 
 
 def _check_inputs(program: Program, held: Mapping[str, np.ndarray]) -> None:
@@ -129,7 +133,7 @@ def _empty(content: _Content) -> MorphableModel:
     """A model of what was saved, without kernels."""
     saved = content.model
     constants = {n.removeprefix(_CONSTANTS): a for n, a in content.rest.items() if n.startswith(_CONSTANTS)}
-    source = SavedSource(saved.description, content.captures, constants, content.recipes)
+    source = SavedSource(saved.description, content.captures, constants, content.recipes, saved.modes)
     return MorphableModel(
         params={"host": {name: jnp.array(content.host[name]) for name in saved.trained}, "kernels": {}},
         buffers={name: jnp.array(array) for name, array in content.host.items() if name not in set(saved.trained)},
@@ -151,7 +155,8 @@ def _wrapped(content: _Content, module: Module) -> MorphableModel:
     from esper.api import wrap
 
     saved = content.model
-    model = wrap(module, [site.name for site in saved.sites], saved.seeds_per_layer, saved.cache_bytes >> 20)
+    names = [escape(site.name) for site in saved.sites]
+    model = wrap(module, names, saved.seeds_per_layer, saved.cache_bytes >> 20)
     ours = model.structure.source.description
     if ours != saved.description:
         lines = zip(ours.splitlines(), saved.description.splitlines(), strict=False)
@@ -159,4 +164,9 @@ def _wrapped(content: _Content, module: Module) -> MorphableModel:
         raise StateError(
             f"module is not what was saved: it has {first[0].strip()!r} where {first[1].strip()!r} was saved"
         )
+    for name, array in model.constants.items():
+        if not np.array_equal(array, content.rest[_CONSTANTS + name], equal_nan=array.dtype.kind == "f"):
+            raise StateError(f"the tensor {name} has other values in module than were saved: give it those first")
+    source: Any = model.structure.source
+    source.modes = dict(saved.modes)
     return model

@@ -10,7 +10,8 @@ from esper.errors import ArgumentError, SeedError, TraceError, UnknownBlueprintE
 from esper.growth.plans import DEFAULTS, sized
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import NativeKernel
-from esper.program import GRAFT, Captured, LayerSite, Recipe, TensorType
+from esper.program import GRAFT, Captured, LayerSite, Program, Recipe, TensorType
+from esper.program.recipe import alike
 from esper.program.sizes import value
 
 Wanted = str | tuple[str, Mapping[str, Any]]
@@ -19,6 +20,7 @@ Blueprints = str | Sequence[Wanted] | None
 
 ALL = "all"
 _ALWAYS = "low_rank"
+_Calls = Mapping[str, list[tuple[TensorType, TensorType]]]
 _REFUSALS = (UnknownBlueprintError, SeedError, TraceError)
 
 
@@ -36,24 +38,23 @@ def recipes(model: MorphableModel, captures: Sequence[Captured], blueprints: Blu
             model's cannot go along.
     """
     source, found = model.structure.source, _Found()
+    sites = [model.structure.site(site.name) for site in model.structure.sites]
+    # One recipe serves all layers that are alike, so it has the calls of all of them.
+    calls = {site.name: list(_fed(captures, site.name)) for site in sites}
+    fed = {site.name: [pair for other in sites if alike(site, other) for pair in calls[other.name]] for site in sites}
     for recipe in source.recipes:
         found.add(recipe)
-    for kernel in model.structure.kernels:
-        if isinstance(kernel.source, NativeKernel):
-            continue  # it is built by Flax wherever its blueprint is registered
-        fed = list(_fed(captures, kernel.layer))
-        found.add(source.recipe(kernel.blueprint, kernel.site, dict(kernel.options), kernel.blend == "gate", fed))
+    _add_those_of_kernels(model, found, calls, fed)
     asked = _asked(blueprints)
     refused: dict[int, Exception] = {}
     fitting: set[int] = set()
-    for site in map(model.structure.site, [site.name for site in model.structure.sites]):
-        fed = list(_fed(captures, site.name))
+    for site in sites:
         for place, (name, options) in enumerate(asked if asked is not None else _offered(model, site, blueprints)):
-            if not fed or found.has(name, site, options):
-                fitting |= {place} if fed else set()
+            if not fed[site.name] or found.has(name, site, options):
+                fitting |= {place} if fed[site.name] else set()
                 continue
             try:
-                found.add(source.recipe(name, site, options, False, fed))
+                found.add(source.recipe(name, site, options, False, fed[site.name]))
                 fitting.add(place)
             except _REFUSALS as error:
                 refused[place] = error
@@ -61,6 +62,17 @@ def recipes(model: MorphableModel, captures: Sequence[Captured], blueprints: Blu
         if asked is not None and place not in fitting:
             raise error
     return tuple(found.recipes)
+
+
+def _add_those_of_kernels(model: MorphableModel, found: _Found, calls: _Calls, fed: _Calls) -> None:
+    for kernel in model.structure.kernels:
+        if isinstance(kernel.source, NativeKernel):
+            continue  # it is built by Flax wherever its blueprint is registered
+        given = [*calls[kernel.layer], *fed[kernel.layer]]
+        if not given:
+            raise TraceError(f"none of the calls that can be saved shows what layer {kernel.layer!r} takes")
+        gated = kernel.blend == "gate"
+        found.add(model.structure.source.recipe(kernel.blueprint, kernel.site, dict(kernel.options), gated, given))
 
 
 class _Found:
@@ -115,11 +127,16 @@ def _offered(model: MorphableModel, site: LayerSite, blueprints: Blueprints) -> 
 def _fed(captures: Sequence[Captured], layer: str) -> Iterator[tuple[TensorType, TensorType]]:
     """What a layer takes and gives in each of the calls, at the sizes that were seen."""
     for signature, program in captures:
-        bound = program.bind(signature.shapes)
-        for node in program.nodes:
-            if node.op == GRAFT and node.args[2] == layer:
-                output, input = (program.types[ref.name] for ref in node.args[:2])
-                yield _fixed(input, bound), _fixed(output, bound)
+        yield from _fed_in(program, layer, program.bind(signature.shapes))
+
+
+def _fed_in(program: Program, layer: str, bound: Mapping[str, int]) -> Iterator[tuple[TensorType, TensorType]]:
+    for node in program.nodes:
+        if node.op == GRAFT and node.args[2] == layer:
+            output, input = (program.types[ref.name] for ref in node.args[:2])
+            yield _fixed(input, bound), _fixed(output, bound)
+        for body in node.bodies():
+            yield from _fed_in(body, layer, bound)
 
 
 def _fixed(kind: TensorType, bound: Mapping[str, int]) -> TensorType:

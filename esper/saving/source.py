@@ -46,6 +46,7 @@ class SavedSource:
         constants: What the Programs close over, by name.
         recipes: What can germinate beside the module's layers.
         carried: What the backend made of the constants.
+        modes: The training flag of each of the module's parts when it was wrapped.
         traces: How many captures were made: none.
     """
 
@@ -55,9 +56,10 @@ class SavedSource:
         captures: Sequence[Captured],
         constants: Mapping[str, np.ndarray],
         recipes: Sequence[Recipe] = (),
+        modes: Mapping[str, bool] | None = None,
     ) -> None:
         self.description, self.captures, self.recipes = description, tuple(captures), tuple(recipes)
-        self.constants = dict(constants)
+        self.constants, self.modes = dict(constants), dict(modes or {})
         self.carried: dict[str, Any] = {}
         self.traces = 0
         self._met: dict[Signature, Program] = {}

@@ -20,13 +20,14 @@ from esper.serving.forward import (
     Forward,
     capture_kernels,
     excluded_size,
+    has_native,
     living,
     opened,
     state_of,
     takes_key,
     with_known_kernels,
 )
-from esper.serving.symbols import UnprovedError, prove, shapes
+from esper.serving.symbols import UnprovedError, names, prove, shapes
 
 Parameters = Literal["inside", "argument"]
 Sizes = Literal["symbolic", "fixed"]
@@ -89,7 +90,7 @@ def export(
         >>> artifact.in_avals[0].str_short(), artifact.call(jnp.ones((7, 3))).shape
         ('float32[batch,3]', (7, 2))
     """
-    _check(model, parameters, sizes, platforms)
+    _check(model, parameters, sizes, platforms, constraints)
     if path is not None and find_spec("flatbuffers") is None:
         raise MissingExtraError("writing an artifact", "flatbuffers", "serve")
     source = model.structure.source
@@ -114,6 +115,8 @@ def export(
 def _for_all_sizes(forward: Forward, platforms: tuple[str, ...], constraints: Sequence[str]) -> jax_export.Exported:
     """The artifact for all sizes that the capture covers: constraints are added until they prove what it assumes."""
     chosen, kept = forward.chosen, list(constraints)
+    if has_native(forward.model):  # it may decide by `batch == 1`, which is False of a size that is not known
+        kept += [f"{name} >= 2" for name in dict.fromkeys(names(chosen.program).values())]
     is_like_others = excluded_size(forward.model.structure.source, chosen)
     known = Forward(with_known_kernels(forward.model, chosen), chosen, forward.inside, forward.drawing)
     for _ in range(_ROUNDS):
@@ -171,14 +174,22 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _check(model: Any, parameters: str, sizes: str, platforms: Sequence[str]) -> None:
+def _are(values: Any, known: Sequence[str]) -> bool:
+    return isinstance(values, Sequence) and all(value in known for value in values)
+
+
+def _check(model: Any, parameters: str, sizes: str, platforms: Any, constraints: Any) -> None:
     if not isinstance(model, MorphableModel):
         raise WrapError(f"export takes a wrapped model, not a {type(model).__name__}: use esper.wrap first")
     for name, value, known in (("parameters", parameters, Parameters), ("sizes", sizes, Sizes)):
         if value not in get_args(known):
             raise ArgumentError(f"{name} is one of {', '.join(map(repr, get_args(known)))}, not {value!r}")
-    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(_PLATFORMS):
+    if isinstance(platforms, str) or not _are(platforms, _PLATFORMS) or not platforms:
         raise ArgumentError(f"platforms is a sequence of some of {', '.join(_PLATFORMS)}, not {platforms!r}")
+    if isinstance(constraints, str) or not isinstance(constraints, Sequence):
+        raise ArgumentError(f"constraints is a sequence of texts such as 'batch <= 64', not {constraints!r}")
+    if not all(isinstance(constraint, str) for constraint in constraints):
+        raise ArgumentError(f"constraints is a sequence of texts such as 'batch <= 64', not {constraints!r}")
     if model.structure.placement is not None:
         raise ShardingError(
             "an artifact is for one device, and this model is split over several: export the model before esper.shard"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from esper.errors import TraceError
+from esper.errors import ExportError, MissingKeyError, TraceError
 from esper.jax_backend.call import Call, results
 from esper.jax_backend.model import MorphableModel, run_program
 from esper.jax_backend.registry import draws
@@ -61,6 +61,10 @@ class Forward:
         kinds = [jax.dtypes.canonicalize_dtype(jnp.dtype(kind.dtype)) for kind in self.chosen.signature.tensors]
         tensors = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
         args, kwargs = containers(self.chosen.signature, tensors)
+        if self.drawing and "key" in kwargs:
+            raise ExportError(
+                "the forward draws, so its artifact takes `key=`, and it has an input of that name: give that by place"
+            )
         if self.drawing:
             raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
             kwargs["key"] = jax.ShapeDtypeStruct(raw.shape, raw.dtype)
@@ -89,7 +93,22 @@ def living(model: MorphableModel) -> MorphableModel:
 def takes_key(model: MorphableModel, chosen: Chosen) -> bool:
     """Whether the forward draws, or a kernel in it, once it has been captured for the call's sizes."""
     of_kernels = [program for kernel in model.structure.kernels for program in _programs(kernel, chosen)]
-    return _any_draws([chosen.program, *of_kernels])
+    return _any_draws([chosen.program, *of_kernels]) or (has_native(model) and _misses_key(model, chosen))
+
+
+def has_native(model: MorphableModel) -> bool:
+    """Whether a kernel runs by itself, so that nothing can be told of what it does with sizes."""
+    return any(isinstance(kernel.source, NativeKernel) for kernel in model.structure.kernels)
+
+
+def _misses_key(model: MorphableModel, chosen: Chosen) -> bool:
+    forward = Forward(model, chosen, inside=True, drawing=False)
+    args, kwargs = forward.specs(chosen.signature.shapes)
+    try:
+        jax.eval_shape(forward, *args, **kwargs)
+    except MissingKeyError:
+        return True
+    return False
 
 
 def capture_kernels(model: MorphableModel, chosen: Chosen, shapes: Sequence[tuple[int, ...]]) -> None:

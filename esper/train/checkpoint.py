@@ -49,7 +49,7 @@ class Checkpoint:
         recent: The last training batches, which initialisers look at.
         change: A change of structure that is decided and not yet made.
         undecided: What the policy was shown and has not answered yet.
-        sound: Where the governor would go back to; None: to this very point.
+        sound: Where the governor would go back to; None: to this very point, if there is a governor.
     """
 
     state: TrainState

@@ -170,8 +170,9 @@ def fit(
         growth.race,
     )
     chosen = policy or (Tamiyo(growth) if growth.policy != "none" else None)
-    resume = _point(resume, steps, model, learner, chosen)
-    keeper = _keeper(checkpoints, chosen, resumed=resume is not None)
+    found = None if resume is None or isinstance(resume, Checkpoint) else newest(Path(resume))
+    resume = _point(found or (resume if isinstance(resume, Checkpoint) else None), steps, model, learner, chosen)
+    keeper = _keeper(checkpoints, chosen, found)
     with ExitStack() as stack:
         counter = stack.enter_context(counting_compiles())
         tick = stack.enter_context(progress_bar(steps - (resume.done if resume else 0), shown=progress))
@@ -179,7 +180,7 @@ def fit(
         stream = Stream(epochs, source, *((resume.epoch, resume.index) if resume else ()))
         _check_batch(minimised, model, stream.peek(), held)
         # What its captures close over: an argument of every step, where it was a part of each.
-        model = model.replace(constants=dict(constants(source)))
+        model = model.replace(constants={**constants(source), **model.constants})
         course = Course(
             learner=learner,
             steps=steps,
@@ -208,7 +209,7 @@ def fit(
             run.resume(resume)
         run.go()
         if keeper:
-            keeper.keep(run.checkpoint())
+            keeper.keep(run)
             keeper.close()
         return _finished(run, minimised, held)
 
@@ -249,30 +250,27 @@ def _swap(growth: TamiyoSettings, every: int) -> int | None:
 
 
 def _point(
-    resume: str | os.PathLike[str] | Checkpoint | None,
+    resume: Path | Checkpoint | None,
     steps: int,
     model: MorphableModel,
     learner: Learner,
     policy: Policy[Any] | None,
 ) -> Checkpoint | None:
     """Where to go on from; None: from the beginning."""
-    if resume is None:
-        return None
-    if isinstance(resume, Checkpoint):
-        if resume.done >= steps:
-            raise ArgumentError(f"the checkpoint is at step {resume.done}, and the run has {steps}: give more `steps`")
-        return resume
-    found = newest(Path(resume))
-    return None if found is None else read(found, model, learner, policy)
+    if isinstance(resume, Path):
+        return read(resume, model, learner, policy)
+    if resume is not None and resume.done >= steps:
+        raise ArgumentError(f"the checkpoint is at step {resume.done}, and the run has {steps}: give more `steps`")
+    return resume
 
 
 def _keeper(
-    checkpoints: str | os.PathLike[str] | Checkpoints | None, policy: Policy[Any] | None, *, resumed: bool
+    checkpoints: str | os.PathLike[str] | Checkpoints | None, policy: Policy[Any] | None, resumed: Path | None
 ) -> Keeper | None:
     if checkpoints is None:
         return None
     where = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints)
-    return Keeper(where, policy, resumed=resumed)
+    return Keeper(where, policy, resumed)
 
 
 def _check(steps: int, every: int, growth: TamiyoSettings, policy: Any, validation: Any) -> None:

@@ -67,15 +67,16 @@ class Keeper:
         ArgumentError: The folder holds the checkpoints of another run.
     """
 
-    def __init__(self, where: Checkpoints, policy: Policy[Any] | None, *, resumed: bool) -> None:
+    def __init__(self, where: Checkpoints, policy: Policy[Any] | None, resumed: Path | None) -> None:
         self._where, self._folder, self._policy = where, Path(where.folder), policy
         held = newest(self._folder)
-        if held is not None and not resumed:
+        if held is not None and (resumed is None or not held.samefile(resumed)):
             raise ArgumentError(
                 f"{held} is a checkpoint of another run, which would be removed: resume={str(self._folder)!r} goes on "
                 "from there, and another folder begins anew"
             )
         self._evaluations = 0
+        self._last: int | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -84,11 +85,14 @@ class Keeper:
         if record.event == "evaluate":
             self._evaluations += 1
             if self._evaluations % self._where.every == 0:
-                self.keep(run.checkpoint())
+                self.keep(run)
 
-    def keep(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint, after the last one has been written."""
+    def keep(self, run: Run) -> None:
+        """Writes a checkpoint, after the last one has been written; none while a change of structure is under way."""
         self.close()
+        if not run.is_settled or run.done == self._last:
+            return
+        self._last, checkpoint = run.done, run.checkpoint()
         if self._where.background and not is_spread(checkpoint.state.model.params):
             self._thread = threading.Thread(target=self._behind, args=(checkpoint,), name="esper-checkpoint")
             self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -104,6 +105,11 @@ class Run:
         """The optimiser's state as it is now; as for `model`."""
         return self._state.opt_state
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no change of structure is under way; one that is looks at what was before, so it is not kept."""
+        return self._preparation is None
+
     def stop(self, reason: str) -> None:
         """Ends the run at the next step boundary."""
         self.stopped = self.stopped or reason
@@ -118,7 +124,7 @@ class Run:
             done=self.done,
             epoch=self._stream.epoch,
             index=self._stream.index,
-            memory=self._memory,
+            memory=copy.deepcopy(self._memory),  # a policy may write into what it remembers
             guard=self._guard,
             losses=tuple(self.losses),
             records=tuple(self.books.records),
@@ -126,13 +132,13 @@ class Run:
             recent=tuple(self._recent),
             change=self._preparation.change if self._preparation else None,
             undecided=self._undecided,
-            sound=None if self._sound is None or self._sound.done == self.done else self._sound,
+            sound=self._sound,
         )
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes to where the checkpoint is; the stream and the state are there already."""
         self.done, self.losses = checkpoint.done, list(checkpoint.losses)
-        self._memory, self._guard = checkpoint.memory, checkpoint.guard
+        self._memory, self._guard = copy.deepcopy(checkpoint.memory), checkpoint.guard
         self._recent = list(checkpoint.recent)
         here = SoundPoint(copied(self._state), self.done, len(self.losses), self.books.ledger)
         self._sound = checkpoint.sound or here
@@ -140,6 +146,8 @@ class Run:
             self._prepare(checkpoint.change)
         if checkpoint.undecided:
             self._decide(checkpoint.undecided)
+        if self.losses and self._course.stopping and (reason := self._course.stopping.reason(self.losses)):
+            self.stop(reason)
 
     def go(self) -> None:
         """Runs until the last step, or until it is stopped."""

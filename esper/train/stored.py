@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ _CLASSES = CLASSES | table(
 )
 
 _SUMS = ("key", "step", "loss", "pull")
-_SOUND_HOST, _SOUND_REST = "sound host/", "sound rest/"
+_HOST, _SOUND_HOST, _SOUND_REST = "host/", "sound host/", "sound rest/"
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,23 @@ def fetch(checkpoint: Checkpoint, policy: Policy[Any] | None) -> Fetched:
             },
         },
     }
-    rest = state_of(checkpoint.state.model)
+    host, rest = host_of(checkpoint.state.model), state_of(checkpoint.state.model) | fetched(writer.arrays)
     for prefix, arrays in _sound_arrays(sound).items():
         rest |= {prefix + name: array for name, array in arrays.items()}
-    return Fetched(run, host_of(checkpoint.state.model), rest | fetched(writer.arrays))
+    run["same"] = _same(host, rest)
+    return Fetched(run, host, {name: array for name, array in rest.items() if name not in run["same"]})
+
+
+def _same(host: Mapping[str, np.ndarray], rest: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Which arrays are equal to one before them: most of what a sound point holds is what the run holds."""
+    first: dict[Any, str] = {}
+    found = {}
+    for name, array in [*((_HOST + name, array) for name, array in host.items()), *rest.items()]:
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        other = first.setdefault((array.dtype.name, array.shape, hashlib.sha256(content).digest()), name)
+        if other != name and name in rest:
+            found[name] = other
+    return found
 
 
 def _names(of: type[Checkpoint] | type[SoundPoint]) -> list[str]:
@@ -147,7 +161,10 @@ def read(folder: Path, model: MorphableModel, learner: Learner, policy: Policy[A
     parts = read_folder(folder, KIND)
     with reading(folder):
         host, rest = (read_tensors(parts[f"{name}.safetensors"], f"{folder}: {name}") for name in ("host", "rest"))
-        held, reader = json.loads(bytes(parts["run.json"])), Reader(_classes(policy), rest)
+        held = json.loads(bytes(parts["run.json"]))
+        known = {**{_HOST + name: array for name, array in host.items()}, **rest}
+        rest |= {name: known[other] for name, other in held["same"].items()}
+        reader = Reader(_classes(policy), rest)
         state = _state(reader, held["state"], model, learner, host, rest)
         sound = held["sound"]
         if sound:
