@@ -38,7 +38,7 @@ def test_the_page_on_sharding_runs():
 
 
 def test_the_page_on_the_way_back_runs():
-    scope = run_blocks("docs/leaving.md", 8)
+    scope = run_blocks("docs/leaving.md", 10)
     assert list(scope["folded"].esper_folding["kept"]) == ["3"]
     assert len(scope["keys"].missing_keys) == 0
     assert "kernels" in scope["variables"]["params"]["backbone"]

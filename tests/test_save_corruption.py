@@ -235,13 +235,12 @@ def test_a_deep_structure_is_refused(folder):
         esper.load(folder)
 
 
-def test_a_class_that_is_named_is_not_called(folder, tmp_path):
+def test_a_class_that_is_named_is_not_called(folder):
     """Outputs may be objects of the user's classes; what a file names is called only if it is one of data."""
     (file,) = folder.glob("programs-*.json")
     text = file.read_text()
     leaf = '["leaf",[],[],""]'
     assert f'"out_tree":{leaf}' in text
-    marker = tmp_path / "ran"
     for kind, path in (
         ("namedtuple", "subprocess:Popen"),
         ("dataclass", "subprocess:Popen"),
@@ -251,7 +250,7 @@ def test_a_class_that_is_named_is_not_called(folder, tmp_path):
         file.write_text(text.replace(f'"out_tree":{leaf}', f'"out_tree":{hostile}'))
         forge(folder, lambda folder, body: None)
         found = esper.load(folder)(jnp.ones((2, 4)))
-        assert isinstance(found, dict) and not marker.exists()
+        assert type(found) is dict or type(found).__mro__[1:] == (tuple, object), found
 
 
 BOUNDED = """

@@ -132,7 +132,8 @@ def _check_inputs(program: Program, held: Mapping[str, np.ndarray]) -> None:
 def _empty(content: _Content) -> MorphableModel:
     """A model of what was saved, without kernels."""
     saved = content.model
-    constants = {n.removeprefix(_CONSTANTS): a for n, a in content.rest.items() if n.startswith(_CONSTANTS)}
+    # Of their own: what is kept beyond the load does not lie in the file, which others may write into.
+    constants = {n.removeprefix(_CONSTANTS): np.array(a) for n, a in content.rest.items() if n.startswith(_CONSTANTS)}
     source = SavedSource(saved.description, content.captures, constants, content.recipes, saved.modes)
     return MorphableModel(
         params={"host": {name: jnp.array(content.host[name]) for name in saved.trained}, "kernels": {}},

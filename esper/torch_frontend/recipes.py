@@ -49,6 +49,9 @@ def recipe(
     def built() -> nn.Module:
         return build(blueprint, site, options, None, layer, blend)[0]
 
+    strange = [name for name, value in sprout.options if not _is_plain(value)]
+    if strange:
+        raise TraceError(f"blueprint {blueprint!r} has options that no file can hold: {strange}")
     try:
         born = birth(built, names, source.supported)
         captures = _captures(sprout.source, [pair[sprout.placement == "sequential"] for pair in fed])
@@ -72,6 +75,12 @@ def recipe(
         captures=captures,
         constants={name: source.exportable(tensor, f"{blueprint}: {name}") for name, tensor in held.items()},
     )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | complex | str)
 
 
 def _captures(source: TorchSource, fed: Sequence[TensorType]) -> tuple[Captured, ...]:
