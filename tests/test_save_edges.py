@@ -14,7 +14,7 @@ from esper.errors import ArgumentError, StateError
 from esper.growth.policy import Germinate
 from esper.lifecycle import SeedLifecycleState as State
 from esper.torch_frontend.blueprints import blueprint, zero_output
-from esper.train.governor import Governor, Rollback, Sound
+from esper.train.governor import Governor, Rollback, Sound, Watch
 from esper.train.stopping import EarlyStopping
 
 KEY = jax.random.key(0)
@@ -163,6 +163,31 @@ def test_the_point_to_go_back_to_is_the_one_before_the_change(tmp_path):
     assert any(record.event == "rollback" for record in whole.records)
     runs.run(**policy, checkpoints=tmp_path, callbacks=[runs.pause(10)])
     assert runs.bit_equal(runs.run(**policy, resume=tmp_path, model=runs.model()), whole)
+
+
+class GoesBackPastAReading(Governor):
+    """Watches step 10, and finds step 15 failed: the run comes to step 10 twice."""
+
+    def judge(self, reading, memory):
+        if memory.retry or reading.step not in (10, 15):
+            return Sound(), memory
+        return (Watch("for the test"), memory) if reading.step == 10 else (Rollback("", (), 1), type(memory)(retry=1))
+
+
+def test_a_step_that_is_reached_again_is_kept_again(tmp_path):
+    reached = []
+
+    def pause(record, run):
+        if record.event == "evaluate" and record.step == 10:
+            reached.append(run.done)
+            if len(reached) == 2:
+                run.stop("for now")
+
+    governed = {"governor": GoesBackPastAReading(), "policy": None, "growth": None}
+    whole = runs.run(**governed)
+    runs.run(**governed, checkpoints=tmp_path, callbacks=[pause])
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["000001-step-5", "000002-step-10", "000003-step-10"]
+    assert runs.bit_equal(runs.run(**governed, resume=tmp_path, model=runs.model()), whole)
 
 
 def test_a_run_that_was_stopped_early_stays_so(tmp_path):

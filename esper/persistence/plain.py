@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -145,3 +147,13 @@ class Reader:
         if not issubclass(cls, base):
             raise TypeError(f"{name} is no {base.__name__}")
         return cls
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes what a `Writer` gave; equal data are equal bytes."""
+    file.write_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False), encoding="ascii")
+
+
+def read_json(data: memoryview) -> Any:
+    """What `write_json` wrote; what is no JSON raises what Python raises."""
+    return json.loads(bytes(data))

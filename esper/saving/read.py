@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from esper.jax_backend.source import Structure
 from esper.persistence import reading
 from esper.persistence.folder import read_folder
 from esper.persistence.models import CLASSES, Arrays, SavedModel, check_wide, restored
-from esper.persistence.plain import Reader
+from esper.persistence.plain import Reader, read_json
 from esper.persistence.tensors import read_tensors
 from esper.persistence.trees import tree_like
 from esper.program import Captured, Program, Recipe, verify
@@ -56,8 +55,8 @@ def load(path: str | os.PathLike[str], *, module: Module | None = None, state: A
 
     Args:
         path: The folder.
-        module: An instance of the torch module that the model was made of, whose values do not matter: calls of other
-            kinds are captured then, all blueprints are there, and `unwrap` gives a torch module.
+        module: An instance of the torch module that the model was made of, whose parameters and buffers may have any
+            values: calls of other kinds are captured then, all blueprints are there, and `unwrap` gives a torch module.
         state: What tells the form of the `state` that was saved: a pytree like it, or a function of the loaded model
             that gives one, such as `lambda model: {"opt_state": tx.init(model.params), "key": key, "step": 0}`. Its
             values do not matter.
@@ -91,8 +90,8 @@ def load(path: str | os.PathLike[str], *, module: Module | None = None, state: A
 
 def _content(folder: Path, parts: Mapping[str, memoryview]) -> _Content:
     host, rest = (read_tensors(parts[f"{name}.safetensors"], f"{folder}: {name}") for name in ("host", "rest"))
-    reader, held = Reader(PROGRAM_CLASSES, rest), json.loads(bytes(parts["model.json"]))
-    captures, recipes = reader.value(json.loads(bytes(parts["programs.json"])))
+    reader, held = Reader(PROGRAM_CLASSES, rest), read_json(parts["model.json"])
+    captures, recipes = reader.value(read_json(parts["programs.json"]))
     model = Reader(CLASSES, rest).value(held["model"])
     content = _Content(model, held["state"], reader, captures, recipes, host, rest)
     _check(content)
@@ -105,10 +104,7 @@ def _check(content: _Content) -> None:
     Raises:
         ProgramError, CorruptFileError: They are not.
     """
-    held = {
-        **content.host,
-        **{name.removeprefix(_CONSTANTS): a for name, a in content.rest.items() if _CONSTANTS in name},
-    }
+    held = {**content.host, **_constants(content)}
     for _, program in content.captures:
         _check_inputs(verify(program), held)
     for recipe in content.recipes:
@@ -119,6 +115,12 @@ def _check(content: _Content) -> None:
     shape = (len(content.model.sites), content.model.seeds_per_layer)
     if content.rest["seeds/lifecycle"].shape != shape:
         raise CorruptFileError(f"the seeds are {content.rest['seeds/lifecycle'].shape}, and the layers have {shape}")
+
+
+def _constants(content: _Content) -> dict[str, np.ndarray]:
+    """What the Programs close over."""
+    named = ((name, array) for name, array in content.rest.items() if name.startswith(_CONSTANTS))
+    return {name.removeprefix(_CONSTANTS): array for name, array in named}
 
 
 def _check_inputs(program: Program, held: Mapping[str, np.ndarray]) -> None:
@@ -133,7 +135,7 @@ def _empty(content: _Content) -> MorphableModel:
     """A model of what was saved, without kernels."""
     saved = content.model
     # Of their own: what is kept beyond the load does not lie in the file, which others may write into.
-    constants = {n.removeprefix(_CONSTANTS): np.array(a) for n, a in content.rest.items() if n.startswith(_CONSTANTS)}
+    constants = {name: np.array(array) for name, array in _constants(content).items()}
     source = SavedSource(saved.description, content.captures, constants, content.recipes, saved.modes)
     return MorphableModel(
         params={"host": {name: jnp.array(content.host[name]) for name in saved.trained}, "kernels": {}},

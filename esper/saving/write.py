@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import check_lowered
 from esper.persistence.folder import write_folder
 from esper.persistence.models import CLASSES, host_of, saved, state_of
-from esper.persistence.plain import Writer, table
+from esper.persistence.plain import Writer, table, write_json
 from esper.persistence.tensors import write_tensors
 from esper.persistence.trees import plain_tree
 from esper.program import Captured, Recipe, Signature, Static, TensorType, Tree
@@ -80,8 +79,8 @@ def save(
         parts: dict[str, Callable[[Path], None]] = {
             "host.safetensors": lambda file: write_tensors(file, host),
             "rest.safetensors": lambda file: write_tensors(file, rest),
-            "programs.json": lambda file: _write_json(file, programs),
-            "model.json": lambda file: _write_json(file, held),
+            "programs.json": lambda file: write_json(file, programs),
+            "model.json": lambda file: write_json(file, held),
         }
         write_folder(folder, KIND, parts)
     return folder
@@ -102,7 +101,3 @@ def _writable(model: MorphableModel) -> tuple[Captured, ...]:
 
 def _is_plain(leaf: TensorType | Static) -> bool:
     return isinstance(leaf, TensorType) or type(leaf.value) in _PLAIN
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False), encoding="ascii")

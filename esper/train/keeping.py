@@ -76,7 +76,7 @@ class Keeper:
                 "from there, and another folder begins anew"
             )
         self._evaluations = 0
-        self._last: int | None = None
+        self._last = 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -90,9 +90,11 @@ class Keeper:
     def keep(self, run: Run) -> None:
         """Writes a checkpoint, after the last one has been written; none while a change of structure is under way."""
         self.close()
-        if not run.is_settled or run.done == self._last:
+        # A run that goes back comes to the same step again, by another way; its readings only ever grow in number.
+        readings = sum(record.event in ("evaluate", "rollback") for record in run.books.records)
+        if not run.is_settled or readings == self._last:
             return
-        self._last, checkpoint = run.done, run.checkpoint()
+        self._last, checkpoint = readings, run.checkpoint()
         if self._where.background and not is_spread(checkpoint.state.model.params):
             self._thread = threading.Thread(target=self._behind, args=(checkpoint,), name="esper-checkpoint")
             self._thread.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from esper.lifecycle import SeedLifecycleState
 from esper.persistence import reading
 from esper.persistence.folder import read_folder, write_folder
 from esper.persistence.models import CLASSES, SavedModel, host_of, restored, saved, state_of
-from esper.persistence.plain import Classes, Reader, Writer, table
+from esper.persistence.plain import Classes, Reader, Writer, read_json, table, write_json
 from esper.persistence.tensors import read_tensors, write_tensors
 from esper.persistence.trees import plain_tree, tree_like
 from esper.train.change import Change
@@ -136,11 +135,10 @@ def write(folder: Path, content: Fetched) -> None:
         StateError: The folder cannot be written.
     """
     if is_main():
-        text = json.dumps(content.run, sort_keys=True, separators=(",", ":"), allow_nan=False)
         parts = {
             "host.safetensors": lambda file: write_tensors(file, content.host),
             "rest.safetensors": lambda file: write_tensors(file, content.rest),
-            "run.json": lambda file: file.write_text(text, encoding="ascii"),
+            "run.json": lambda file: write_json(file, content.run),
         }
         write_folder(folder, KIND, parts)
 
@@ -161,7 +159,7 @@ def read(folder: Path, model: MorphableModel, learner: Learner, policy: Policy[A
     parts = read_folder(folder, KIND)
     with reading(folder):
         host, rest = (read_tensors(parts[f"{name}.safetensors"], f"{folder}: {name}") for name in ("host", "rest"))
-        held = json.loads(bytes(parts["run.json"]))
+        held = read_json(parts["run.json"])
         known = {**{_HOST + name: array for name, array in host.items()}, **rest}
         rest |= {name: known[other] for name, other in held["same"].items()}
         reader = Reader(_classes(policy), rest)
