@@ -3,19 +3,17 @@
 import re
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 import torch
 from torch import nn
 
 import esper
 from esper.interop import trainable
 from esper.lifecycle import SeedLifecycleState as State
-
-eqx = pytest.importorskip("equinox")
 
 KEY = jax.random.key(4)
 X = jnp.cos(jnp.arange(5 * 3 * 36.0)).reshape(5, 3, 6, 6)
