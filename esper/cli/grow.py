@@ -1,8 +1,4 @@
-"""Floor 5: the command `esper`. What goes wrong is one message and exit code 2, never a traceback.
-
-Exit codes: 0 all is well; 1 `inspect` found operators without a lowering; 2 the request cannot be met.
-Nothing heavy is imported before a command needs it.
-"""
+"""`esper grow`: the main job, with its tables, its log and its progress bar."""
 
 from __future__ import annotations
 
@@ -10,14 +6,12 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esper import __version__
-from esper.errors import EsperError
+from esper.cli.modules import find_user_modules
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,39 +24,9 @@ _LOG = logging.getLogger("esper.job")
 _WIDTH = 120
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: The command line without the program's name; None: that of the process.
-
-    Returns:
-        The exit code.
-    """
-    asked = _parser().parse_args(argv)
-    try:
-        return asked.run(asked)
-    except EsperError as error:
-        print(f"esper: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"esper: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-    except KeyboardInterrupt:
-        print("esper: interrupted", file=sys.stderr)
-        return 130
-    return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="esper", description="Run, train and grow PyTorch models on XLA.")
-    parser.add_argument("--version", action="version", version=f"esper {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _grow_parser(commands.add_parser("grow", help="train a host, grow it, and give torch back"))
-    _inspect_parser(commands.add_parser("inspect", help="show what esper makes of a module"))
-    _config_parser(commands.add_parser("config", help="check a configuration, or print its schema"))
-    return parser
-
-
-def _grow_parser(parser: argparse.ArgumentParser) -> None:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Puts `esper grow` among the commands."""
+    parser = commands.add_parser("grow", help="train a host, grow it, and give torch back")
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
     parser.add_argument("--output-dir", metavar="DIR", help="where to write, instead of the configured directory")
     parser.add_argument("--no-control", action="store_true", help="leave out the run without growth")
@@ -70,75 +34,8 @@ def _grow_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_grow)
 
 
-def _inspect_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("module", metavar="MODULE:FACTORY", help="a callable that returns an nn.Module; or cnn, or mlp")
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="[NAME=]SHAPE:DTYPE",
-        help="an argument of forward, such as 1x3x32x32:float32; once for each",
-    )
-    parser.add_argument("--no-program", action="store_true", help="leave out the Programs themselves")
-    parser.set_defaults(run=_inspect)
-
-
-def _config_parser(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="say every problem of a file")
-    check.add_argument("file", metavar="FILE")
-    check.set_defaults(run=_config_check)
-    schema = commands.add_parser("schema", help="write the JSON schema, for editors")
-    schema.add_argument("file", metavar="FILE", nargs="?", help="where to; left out: standard output")
-    schema.set_defaults(run=_config_schema)
-
-
-def _config_check(asked: argparse.Namespace) -> int:
-    from esper.configs import EsperConfig
-
-    config = EsperConfig.from_yaml(asked.file)
-    config.check()
-    print(f"{asked.file}: no problems; {config.name} {config.version}, {config.environment}")
-    return 0
-
-
-def _config_schema(asked: argparse.Namespace) -> int:
-    from esper.configs import EsperConfig
-
-    text = json.dumps(EsperConfig.json_schema(), indent=2, ensure_ascii=False) + "\n"
-    if asked.file is None:
-        print(text, end="")
-    else:
-        Path(asked.file).write_text(text, encoding="utf-8")
-        print(f"{asked.file}: written")
-    return 0
-
-
-def _inspect(asked: argparse.Namespace) -> int:
-    _find_user_modules()
-    from esper.errors import UnsupportedOpError
-    from esper.inspection import blueprints, inspect
-
-    found = inspect(asked.module, tuple(asked.input))
-    for mode, program in found.programs.items():
-        shown = f"Program ({mode}, {len(program.nodes)} nodes)" if asked.no_program else str(program)
-        print(f"{shown}\n")
-    print(f"{len(found.model.structure.sites)} layers can grow:")
-    for site in found.model.structure.sites:
-        print(f"  {site.name or '(root)'}  {site.type}  {', '.join(blueprints(site)) or 'no blueprint fits'}")
-    print("\nOperators (eval, train):")
-    ops = [program.ops for program in found.programs.values()]
-    for op in sorted(set().union(*ops)):
-        print(f"  {op}  {', '.join(str(counts.get(op, 0)) for counts in ops)}")
-    if found.missing:
-        print(f"\n{UnsupportedOpError(found.missing)}")
-        return 1
-    print("\nEvery operator has a lowering.")
-    return 0
-
-
 def _grow(asked: argparse.Namespace) -> int:
-    _find_user_modules()
+    find_user_modules()
     from rich.console import Console
 
     from esper.allocation import keep_freed_memory
@@ -255,10 +152,3 @@ def _logging(settings: LoggingSettings, console: Console, *, quiet: bool) -> Ite
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
-
-
-def _find_user_modules() -> None:
-    """MODULE:FACTORY is looked for in the working directory too, as `python -m` would."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)

@@ -1,0 +1,49 @@
+"""The command `esper`: what goes wrong is one message and exit code 2, never a traceback.
+
+One module a command, each with `add(commands)`. Exit codes: 0 all is well; 1 the command found what it looked for,
+such as operators without a lowering; 2 the request cannot be met. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from esper import __version__
+from esper.cli import config, grow, inspect
+from esper.errors import EsperError
+
+COMMANDS = (grow, inspect, config)
+"""Modules with an `add(commands)`, in the order they are listed in."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The command line without the program's name; None: that of the process.
+
+    Returns:
+        The exit code.
+    """
+    asked = _parser().parse_args(argv)
+    try:
+        return asked.run(asked)
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"esper: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("esper: interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="esper", description="Run, train and grow PyTorch models on XLA.")
+    parser.add_argument("--version", action="version", version=f"esper {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
