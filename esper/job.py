@@ -55,6 +55,8 @@ def run(
 ) -> Job:
     """Wraps the host, checks it against eager torch, trains and grows it, unwraps it, writes it.
 
+    While it grows, `esper config set` may change settings of it by way of the folder it writes to.
+
     Args:
         config: What to do; every section of it is checked first.
         control: Whether to train the host alone as well, for as many steps.
@@ -81,14 +83,15 @@ def run(
     )
     model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
     agreement = parity(host, model, data)
-    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen)
+    place = Path(output_dir or training.output_dir)
+    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen, updates=place)
     alone = None
     if control:
         still = tamiyo.model_copy(update={"policy": "none"})
         alone = grow(model, data, training, still, name="control", watch=watch, listen=listen)
     trained = unwrap(growth.model, probe=_tensor(data))
     certificate: Any = trained.esper_certificate
-    files = _write(Path(output_dir or training.output_dir), trained, growth, alone, certificate)
+    files = _write(place, trained, growth, alone, certificate)
     return Job(agreement, growth, alone, certificate, files)
 
 

@@ -26,6 +26,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     show = verbs.add_parser("show", help="print what a file says, with the environment's overrides and no secrets")
     show.add_argument("file", metavar="FILE")
     show.set_defaults(run=_config_show)
+    change = verbs.add_parser("set", help="change settings of a run while it goes on, at its next evaluation")
+    change.add_argument("folder", metavar="RUN", help="the folder it writes to (training.output_dir)")
+    change.add_argument("changes", metavar="FIELD=VALUE", nargs="+", help="such as patience=5")
+    change.set_defaults(run=_config_set)
     schema = verbs.add_parser("schema", help="write the JSON schema, for editors")
     schema.add_argument("file", metavar="FILE", nargs="?", help="where to; left out: standard output")
     schema.set_defaults(run=_config_schema)
@@ -78,6 +82,17 @@ def _config_show(asked: argparse.Namespace) -> int:
 
     config = EsperConfig.from_yaml(asked.file)
     print(yaml.safe_dump(config.redacted(), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _config_set(asked: argparse.Namespace) -> int:
+    from esper.configs.changes import parsed
+    from esper.train.updates import ask
+
+    changes = parsed(asked.changes)
+    ask(asked.folder, changes)
+    for change in changes:
+        print(f"{change.field} = {json.dumps(change.value)}: asked for; the next evaluation records it as `update`")
     return 0
 
 
