@@ -80,7 +80,7 @@ def test_a_change_counts_from_the_next_evaluation_on_and_is_on_record(tmp_path):
 
 @pytest.mark.parametrize("killed_at", [11, 17, 33])
 def test_a_run_that_was_killed_meets_every_change_where_it_did(tmp_path, killed_at):
-    """Kept every 15 steps, from 15 on: what was met after the last checkpoint is met again, what came before is in its records."""
+    """Kept every 15 steps, from 15 on: what was met since is met again, what came before is in the records."""
     asking = {2: ["patience=2"], 7: ["start_step=0"], 12: ["hold_steps=3"], 31: ["min_gain=0.5"]}
     whole = run(tmp_path / "whole", asking)
     kept = Checkpoints(tmp_path / "kept", every=3, background=False)

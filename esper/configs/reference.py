@@ -126,7 +126,7 @@ def _type(node: dict[str, Any], schema: dict[str, Any]) -> str:
 
 def _bounds(node: dict[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    found = [f"{sign} {node[key]:g}" for key, sign in signs.items() if isinstance(node.get(key), (int, float))]
+    found = [f"{sign} {_written(node[key])}" for key, sign in signs.items() if isinstance(node.get(key), (int, float))]
     return f" {', '.join(found)}" if found else ""
 
 
