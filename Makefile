@@ -30,9 +30,10 @@ test-services: setup  ## the tests against real PostgreSQL, Redis and S3-compati
 	tests/services/install.sh
 	$(TEST_FLAGS) $(BIN)/python -m pytest -q tests/services
 
-reference: setup  ## what is generated from the configuration's fields: the JSON schema, tables in docs/configuration.md
+reference: setup  ## write what the fields of the configuration generate: schema, tables of the docs, deploy/esper.yaml
 	$(BIN)/esper config schema configs/esper.schema.json
 	$(BIN)/esper config reference docs/configuration.md
+	$(BIN)/esper config init --template cluster > deploy/esper.yaml
 
 sweep: setup  ## every operator, convolution, blueprint and fold, where `make test` runs a fixed sample of them
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops tests/test_blueprints.py \

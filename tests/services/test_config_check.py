@@ -87,7 +87,7 @@ def test_a_certificate_of_somebody_else_is_not_trusted(tmp_path, secure, name, f
 
 def test_a_service_without_tls_is_told_from_one_with_it(tmp_path, redis_server, postgres_server):
     said = failure(tmp_path, redis=redis_server.section | {"tls": True})
-    assert "does not answer as TLS does" in said
+    assert "is that its tls-port?" in said
     said = failure(tmp_path, database=postgres_server.section | {"ssl_mode": "require"})
     assert "switch TLS on" in said
 

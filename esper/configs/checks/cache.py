@@ -59,6 +59,7 @@ def _refused(section: RedisConfig, place: str, error: BaseException, redis: Any)
             told, move = f"does not allow {login} enough", f"let it do what esper needs: {_setuser(section)}"
         case redis.TimeoutError():
             told, move = "does not answer in time", "check host, port and firewalls, or raise redis.connect_timeout"
+            move += "; is that its tls-port? A port without TLS waits for more" if section.tls else ""
         case redis.ResponseError() if "DB index" in said:
             told, move = f"has no database {section.database}", "set redis.database: 0"
         case _ if "certificate" in said.lower():
