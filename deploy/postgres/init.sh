@@ -1,6 +1,6 @@
 #!/bin/sh
 # The database of the catalogue, owned by a role that may do nothing else. Run once, by the image, as the admin.
-# The password goes through a file of psql's, so that no list of processes shows it.
+# psql reads the password from its file itself, so that no list of processes shows it.
 set -eu
 psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres <<'SQL'
 \set password `cat /keys/database_password`
