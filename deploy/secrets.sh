@@ -35,5 +35,6 @@ hash=$(printf '%s' "$(cat redis_password)" | openssl dgst -sha256 -r | cut -d' '
 {
   echo 'user default off'
   echo 'user health on nopass resetkeys resetchannels -@all +ping'
-  echo "user esper on #$hash ~esper:* resetchannels -@all +@connection +@stream +@transaction +@keyspace -@dangerous +info"
+  echo "user esper on #$hash resetkeys ~esper:* resetchannels -@all" \
+    "+@connection +@stream +@sortedset +@transaction +@keyspace +eval -@dangerous +info"
 } >users.acl

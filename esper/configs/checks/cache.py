@@ -12,12 +12,15 @@ from esper.configs.services import RedisConfig
 _SUBJECT = "redis"
 _OLDEST = (6, 2)  # XAUTOCLAIM, which takes over what a reader that died has left
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-ACL = "~{prefix}:* resetchannels -@all +@connection +@stream +@transaction +@keyspace -@dangerous +info"
+ACL = (
+    "resetkeys ~{prefix}:* resetchannels -@all "
+    "+@connection +@stream +@sortedset +@transaction +@keyspace +eval -@dangerous +info"
+)
 """What the user of esper needs in Redis's access list, as `ACL SETUSER` is told."""
 
 
 def examine(section: RedisConfig, prefix: str = "esper") -> Iterator[Finding]:
-    """What Redis lets this user do; a stream is made, read by a group, and removed."""
+    """What Redis lets this user do; a stream and an index are made, used, and removed."""
     try:
         import redis
         from redis.backoff import NoBackoff
@@ -100,8 +103,10 @@ def _streams(section: RedisConfig, client: Any, redis: Any, prefix: str) -> Iter
             ((_, messages),) = client.xreadgroup(group, "check", {key: ">"}, count=1)
             client.xack(key, group, messages[0][0])
             client.xautoclaim(key, group, "check", min_idle_time=0)
+            client.eval("return redis.call('EXPIRE', KEYS[1], 60)", 1, key)
+            client.zadd(f"{key}:runs", {"x": 1})
         finally:
-            client.delete(key)
+            client.delete(key, f"{key}:runs")
     except redis.exceptions.NoPermissionError as error:
         move = f"allow it: {_setuser(section, prefix)}"
         yield Finding("failed", _SUBJECT, f"streams below {prefix}: are not allowed", move, first_line(error))
