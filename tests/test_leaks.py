@@ -26,7 +26,7 @@ def file(tmp_path):
         "database": {"host": "127.0.0.1", "port": 1, "username": "u", "password": reference},
         "redis": {"host": "127.0.0.1", "port": 1, "username": "u", "password": reference},
         "storage": {
-            "endpoint_url": "http://127.0.0.1:1",
+            "endpoint_url": f"http://u:{QUOTED}@127.0.0.1:1",
             "access_key": reference,
             "secret_key": reference,
             "session_token": reference,

@@ -71,7 +71,7 @@ def _update(version: int) -> str:
 
 def _encryption(section: DatabaseConfig, connection: Any) -> Finding:
     if not connection.pgconn.ssl_in_use:
-        if section.host in _LOCAL:
+        if section.host in _LOCAL or section.host.startswith("/"):  # a socket
             return Finding("ok", _SUBJECT, "not encrypted, on this machine")
         return Finding("warning", _SUBJECT, "not encrypted", "set database.ssl_mode: verify-full and ssl_root_cert")
     if section.ssl_mode not in ("verify-ca", "verify-full"):

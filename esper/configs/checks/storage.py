@@ -52,7 +52,7 @@ def examine(section: StorageConfig) -> Iterator[Finding]:
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
             yield _refused(section, step.__name__.removeprefix("_"), error)
             return
-    told = f"objects can be put, read, listed and removed in {section.bucket_name} at {section.endpoint_url}"
+    told = f"objects can be put, read, listed and removed in {section.bucket_name} at {_place(section)}"
     yield Finding("ok", _SUBJECT, told)
     yield from _encryption(section)
 
@@ -85,8 +85,12 @@ def _refused(section: StorageConfig, step: str, error: BaseException) -> Finding
         return Finding("failed", _SUBJECT, f"{step}: {told.format(bucket=section.bucket_name)} ({code[1]})", move)
     if code:
         return Finding("failed", _SUBJECT, f"{step}: it answers {code[1]}", "see the server's log")
-    place = urlsplit(section.endpoint_url).netloc.rpartition("@")[2]
-    return Finding("failed", _SUBJECT, *_by_kind(place, step, type(error).__name__, said))
+    return Finding("failed", _SUBJECT, *_by_kind(_place(section), step, type(error).__name__, said))
+
+
+def _place(section: StorageConfig) -> str:
+    """Host and port: the rest of a URL may hold a password."""
+    return urlsplit(section.endpoint_url).netloc.rpartition("@")[2]
 
 
 def _by_kind(place: str, step: str, kind: str, said: str) -> tuple[str, str]:
