@@ -8,6 +8,10 @@
 | `base` | the model they share: readable errors, no secrets in `repr` |
 | `problems`, `redaction` | how an error is worded; what is kept out of sight |
 | `yaml_loader`, `substitute`, `environment`, `schema` | file to data, `${VAR}`, `ESPER_...`, JSON schema |
+| `secrets` | text that stands in files |
+| `reference`, `templates` | what every field means, as tables and in files to start from |
+| `changes` | what may change while a run goes on |
+| `checks` | whether the folders and services that are named do |
 
 Neither torch nor jax is imported here.
 """

@@ -9,6 +9,7 @@ it in its records. A run that begins anew begins with neither file.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -144,7 +145,7 @@ def again(course: Course, records: Iterable[Record]) -> Course:
 
 def _revised(course: Course, asked: Change) -> tuple[Any, Course]:
     if asked.section == LOGGING:  # whoever writes the log hears of it by the record
-        return None, course
+        return logging.getLevelName(logging.getLogger("esper").level), course
     if asked.section != TAMIYO:
         swap = asked.value if course.swap == course.every else course.swap
         return course.every, replace(course, every=asked.value, swap=swap)
