@@ -110,6 +110,15 @@ def test_the_scores_and_their_parameters():
     assert scores["end"].accuracy > scores["untrained"].accuracy
 
 
+def test_the_accuracy_at_an_evaluation_is_that_of_the_validation_part():
+    alone = grow(model(), data(), TRAINING, TamiyoSettings(policy="none"))
+    last = [record for record in alone.records if record.event == "evaluate"][-1]
+    held = data().validation
+    right = np.asarray(alone.model(held.inputs)).argmax(-1) == np.asarray(held.labels)
+    assert last.step == TRAINING.steps and right.mean() > 0.5
+    assert last.figures["validation_accuracy"] == pytest.approx(right.mean())
+
+
 def test_alpha_follows_the_schedule():
     states = []
 
