@@ -84,7 +84,8 @@ def run(
     model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
     agreement = parity(host, model, data)
     place = Path(output_dir or training.output_dir)
-    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen, updates=place)
+    asked = place if jax.process_count() == 1 else None  # several would meet a change at different steps
+    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen, updates=asked)
     alone = None
     if control:
         still = tamiyo.model_copy(update={"policy": "none"})
