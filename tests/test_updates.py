@@ -78,14 +78,20 @@ def test_a_change_counts_from_the_next_evaluation_on_and_is_on_record(tmp_path):
     assert evaluations == [5, 10, 15, 16, 20, 24, 28, 32, 36, 40]
 
 
+ASKING = {2: ["patience=2"], 7: ["start_step=0"], 12: ["hold_steps=3"], 31: ["min_gain=0.5"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"), ASKING)
+
+
 @pytest.mark.parametrize("killed_at", [11, 17, 33])
-def test_a_run_that_was_killed_meets_every_change_where_it_did(tmp_path, killed_at):
+def test_a_run_that_was_killed_meets_every_change_where_it_did(tmp_path, whole, killed_at):
     """Kept every 15 steps, from 15 on: what was met since is met again, what came before is in the records."""
-    asking = {2: ["patience=2"], 7: ["start_step=0"], 12: ["hold_steps=3"], 31: ["min_gain=0.5"]}
-    whole = run(tmp_path / "whole", asking)
     kept = Checkpoints(tmp_path / "kept", every=3, background=False)
-    before = {step: wishes for step, wishes in asking.items() if step < killed_at}
-    after = {step: wishes for step, wishes in asking.items() if step >= killed_at}
+    before = {step: wishes for step, wishes in ASKING.items() if step < killed_at}
+    after = {step: wishes for step, wishes in ASKING.items() if step >= killed_at}
     folder = tmp_path / "run"
     with pytest.raises(Killed):
         run(folder, before | {killed_at: [Killed]}, checkpoints=kept)
