@@ -84,6 +84,10 @@ class ArtifactError(SeedError):
     """A stored kernel that is not there, does not fit, or is not what its digest names."""
 
 
+class LibraryError(EsperError, RuntimeError):
+    """A kernel library that cannot be reached, read or written; the message says what to do, and no credentials."""
+
+
 class NotInTorchError(EsperError, NotImplementedError):
     """Kernels that are written in Flax, where the model is to be a module of torch's.
 

@@ -5,6 +5,7 @@
 | `config` | `EsperConfig`: the whole file, loaded, substituted, overridden, validated |
 | `services` | `DatabaseConfig`, `RedisConfig`, `StorageConfig`, `ComponentConfig` |
 | `settings` | `TrainingSettings`, `TamiyoSettings`, `LoggingSettings`: what the main job reads |
+| `urza` | `UrzaSettings`: the kernel library |
 | `base` | the model they share: readable errors, no secrets in `repr` |
 | `problems`, `redaction` | how an error is worded; what is kept out of sight |
 | `yaml_loader`, `substitute`, `environment`, `schema` | file to data, `${VAR}`, `ESPER_...`, JSON schema |
@@ -15,6 +16,7 @@ Neither torch nor jax is imported here.
 from esper.configs.config import EsperConfig
 from esper.configs.services import ComponentConfig, DatabaseConfig, RedisConfig, StorageConfig
 from esper.configs.settings import LoggingSettings, TamiyoSettings, TrainingSettings
+from esper.configs.urza import UrzaSettings
 
 __all__ = [
     "ComponentConfig",
@@ -25,4 +27,5 @@ __all__ = [
     "StorageConfig",
     "TamiyoSettings",
     "TrainingSettings",
+    "UrzaSettings",
 ]

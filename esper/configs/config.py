@@ -16,6 +16,7 @@ from esper.configs.schema import editor_schema
 from esper.configs.services import ComponentConfig, DatabaseConfig, RedisConfig, StorageConfig
 from esper.configs.settings import LoggingSettings, LogLevel, TamiyoSettings, TrainingSettings
 from esper.configs.substitute import overlay, substitute
+from esper.configs.urza import UrzaSettings
 from esper.configs.yaml_loader import load_yaml
 from esper.errors import ConfigError
 
@@ -125,6 +126,15 @@ class EsperConfig(ConfigModel):
         settings = self._view(TamiyoSettings, tamiyo.config, "components.tamiyo.config")
         return settings if tamiyo.enabled else settings.model_copy(update={"policy": "none"})
 
+    def urza_settings(self) -> UrzaSettings:
+        """The `components.urza.config` section, validated: the kernel library.
+
+        Left out or not enabled: nothing is drawn from it, nor published.
+        """
+        urza = self.components.get("urza", ComponentConfig(enabled=False))
+        settings = self._view(UrzaSettings, urza.config, "components.urza.config")
+        return settings if urza.enabled else settings.model_copy(update={"draw": False, "publish": False})
+
     def logging_settings(self) -> LoggingSettings:
         """The `logging` section, validated."""
         return self._view(LoggingSettings, self.logging, "logging")
@@ -135,7 +145,12 @@ class EsperConfig(ConfigModel):
         Raises:
             ConfigError: Any of them is refused; the problems of all are listed.
         """
-        views: list[Callable[[], ConfigModel]] = [self.training_settings, self.tamiyo_settings, self.logging_settings]
+        views: list[Callable[[], ConfigModel]] = [
+            self.training_settings,
+            self.tamiyo_settings,
+            self.urza_settings,
+            self.logging_settings,
+        ]
         problems: list[str] = []
         for view in views:
             try:

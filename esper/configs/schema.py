@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from esper.configs.settings import LoggingSettings, TamiyoSettings, TrainingSettings
+from esper.configs.urza import UrzaSettings
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 _NUMBERS = {"integer", "number", "boolean"}
@@ -23,7 +24,8 @@ def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
     properties["training"] = _open(TrainingSettings, "training")
     properties["logging"] = _open(LoggingSettings, "logging")
     properties["components"]["properties"] = {
-        "tamiyo": {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(TamiyoSettings, "config")}}
+        "tamiyo": {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(TamiyoSettings, "config")}},
+        "urza": {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(UrzaSettings, "config")}},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

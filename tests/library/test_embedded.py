@@ -1,0 +1,3 @@
+"""The contract on SQLite and a folder."""
+
+from library.contract import *  # noqa: F403
