@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -62,32 +62,17 @@ class Blobs:
         return cls(store, "memory", lambda path, data: _put(store, path, data))
 
     @classmethod
-    def in_bucket(
-        cls, bucket: str, *, endpoint: str, access_key: str, secret_key: str, region: str, **client: Any
-    ) -> Blobs:
+    def in_bucket(cls, options: Mapping[str, Any]) -> Blobs:
         """An S3 bucket, which must be there; writes are atomic, large ones go in parts that nobody sees.
 
         Args:
-            bucket: Its name.
-            endpoint: URL of the S3 API; only one of http:// is spoken to without encryption.
-            access_key: Access key id.
-            secret_key: Secret access key.
-            region: The bucket's region.
-            client: More for obstore's HTTP client.
+            options: As `StorageConfig.options` gives them.
         """
-        limits: Any = {"timeout": "60s", "connect_timeout": "5s", "allow_http": endpoint.startswith("http://")}
-        store = S3Store(
-            bucket,
-            endpoint=endpoint,
-            access_key_id=access_key,
-            secret_access_key=secret_key,
-            region=region,
-            virtual_hosted_style_request=False,
-            client_options=limits | client,
-            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
-        )
-        place = f"bucket {bucket} at {endpoint}"
-        return cls(store, place, lambda path, data: _put(store, path, data), (secret_key, access_key))
+        retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+        store = S3Store(**options, virtual_hosted_style_request=False, retry_config=retries)
+        hidden = (options[name] for name in ("secret_access_key", "access_key_id", "session_token") if name in options)
+        place = f"bucket {options['bucket']} at {options['endpoint']}"
+        return cls(store, place, lambda path, data: _put(store, path, data), tuple(filter(None, hidden)))
 
     def put(self, digest: str, data: bytes) -> None:
         """Writes an object; others see all of it or nothing, and it is there to stay once this returns."""

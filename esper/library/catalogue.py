@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from esper.errors import LibraryError
@@ -49,23 +49,22 @@ class Catalogue:
         return cls(engine, str(file))
 
     @classmethod
-    def on_server(cls, url: str, password: str, **arguments: Any) -> Catalogue:
+    def on_server(cls, options: Mapping[str, Any]) -> Catalogue:
         """A catalogue in a PostgreSQL database.
 
         Args:
-            url: As `DatabaseConfig.url` gives it.
-            password: What no message may show.
-            arguments: More for the driver.
+            options: As `DatabaseConfig.options` gives them.
 
         Raises:
             LibraryError: The server does not answer, does not let us in, or holds the catalogue of a newer esper.
         """
-        parsed = make_url(url).set(drivername="postgresql+psycopg")
-        given = {"connect_timeout": 10, "application_name": "esper-library", **arguments}
-        # A connection that the server has closed meanwhile is found before it is used.
-        engine = sa.create_engine(parsed, connect_args=given, pool_pre_ping=True, hide_parameters=True)
-        place = f"{parsed.database} on {parsed.host}:{parsed.port}"
-        return cls(engine, place, tuple(secret for secret in (password, url) if secret))
+        # Dead peers are noticed, and a connection that the server has closed meanwhile before it is used.
+        more = {"application_name": "esper-library", "tcp_user_timeout": _PATIENCE * 1000}
+        engine = sa.create_engine(
+            "postgresql+psycopg://", connect_args={**more, **options}, pool_pre_ping=True, hide_parameters=True
+        )
+        place = f"{options['dbname']} on {options['host']}:{options['port']}"
+        return cls(engine, place, (options["password"],) if options["password"] else ())
 
     @property
     def dialect(self) -> str:

@@ -51,13 +51,10 @@ def _blobs(folder: Path, storage: StorageConfig | None) -> Blobs:
 
     if storage is None:
         return Blobs.in_folder(folder / OBJECTS)
-    return Blobs.in_bucket(
-        storage.bucket_name,
-        endpoint=storage.endpoint_url,
-        access_key=storage.access_key,
-        secret_key=storage.secret_key,
-        region=storage.region,
-    )
+    try:
+        return Blobs.in_bucket(storage.options())
+    except OSError as error:
+        raise LibraryError(f"storage.ca_file {error.filename} cannot be read: {error.strerror}") from None
 
 
 def _catalogue(folder: Path, database: DatabaseConfig | None) -> Catalogue:
@@ -66,7 +63,7 @@ def _catalogue(folder: Path, database: DatabaseConfig | None) -> Catalogue:
     if database is not None:
         if find_spec("psycopg") is None:
             raise MissingExtraError("a catalogue in PostgreSQL", "psycopg", "postgres")
-        return Catalogue.on_server(database.url(), database.password)
+        return Catalogue.on_server(database.options())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

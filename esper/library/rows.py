@@ -86,8 +86,8 @@ def write(
         **{name: value for name, value in given.items() if value is not None},
         **{"created": moment, "updated": moment, "checksum": ""},
     }
-    made = connection.execute(catalogue.insert_missing(kernels).values(**fresh)).rowcount == 1
-    if made:
+    made = catalogue.insert_missing(kernels).values(**fresh).returning(kernels.c.digest)
+    if connection.execute(made).first() is not None:
         geometry = json.loads(content["attributes"])
         rows = [{"name": name, "value": canonical(value), "digest": digest} for name, value in geometry.items()]
         if rows:

@@ -155,6 +155,7 @@ def filled(library):
         ({"kind": "Conv2d"}, []),
         ({"blueprint": "low_rank"}, [3, 1]),
         ({"attributes": {"in_features": 3}}, [3, 0]),
+        ({"attributes": {"in_features": 3, "out_features": 5}}, [3, 0]),
         ({"attributes": {"in_features": 3, "out_features": 6}}, []),
         ({"tag": "t1"}, [3, 1]),
         ({"run": "run2"}, [2]),
