@@ -17,8 +17,10 @@ from esper.api import unwrap, wrap
 from esper.configs import EsperConfig, TrainingSettings
 from esper.errors import ParityError
 from esper.jax_backend.model import MorphableModel
+from esper.library.publishing import Published
 from esper.lifecycle import SeedLifecycleState
 from esper.parity import Agreement, compare, tolerance
+from esper.shelf import shelf
 from esper.train.data import SHAPES, Dataset, load
 from esper.train.history import Record, write
 from esper.train.loop import Result, grow
@@ -36,6 +38,7 @@ class Job:
         control: The same run without growth, if it was asked for.
         certificate: The model against the unwrapped module, on the test part, after training.
         files: What was written, by what it is.
+        published: What became of the kernels that are to be in the library; None: none are to be.
     """
 
     parity: Agreement
@@ -43,6 +46,7 @@ class Job:
     control: Result | None
     certificate: dict[str, Any]
     files: dict[str, Path]
+    published: Published | None = None
 
 
 def run(
@@ -79,9 +83,13 @@ def run(
         test_fraction=training.test_fraction,
         validation_fraction=training.validation_fraction,
     )
-    model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
-    agreement = parity(host, model, data)
-    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen)
+    with shelf(config, listen) as library:
+        model = wrap(
+            host, training.target_layers, training.seeds_per_layer, training.cache_size_mb, library=library.opened
+        )
+        agreement = parity(host, model, data)
+        growth = grow(model, data, training, tamiyo, watch=watch, listen=listen, draw=library.draw)
+        growth, published = library.publish(growth)
     alone = None
     if control:
         still = tamiyo.model_copy(update={"policy": "none"})
@@ -89,7 +97,7 @@ def run(
     trained = unwrap(growth.model, probe=_tensor(data))
     certificate: Any = trained.esper_certificate
     files = _write(Path(output_dir or training.output_dir), trained, growth, alone, certificate)
-    return Job(agreement, growth, alone, certificate, files)
+    return Job(agreement, growth, alone, certificate, files, published)
 
 
 def parity(host: Any, model: MorphableModel, data: Dataset) -> Agreement:

@@ -79,6 +79,8 @@ def _report(job: Job) -> None:
     }
     console.print(figures_table("Certificate: the grown model against the torch module it gave back", after))
     console.print(figures_table("Written", _loading(job)))
+    if job.published is not None:
+        console.print(f"library: {job.published}", highlight=False)
 
 
 def _loading(job: Job) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Tamiyo, the built-in policy: when to grow, where, by what, and what stays.
 
 It reads from the top: judge what grows (`gates.py`); if nothing more may grow beside it, wait; else see whether it is
-time (`triggers.py`), choose a layer (`where.py`), and let one blueprint or a race of several germinate there, within
-budgets (`budgets.py`). Every decision says what was observed.
+time (`triggers.py`), choose a layer (`where.py`), and let one blueprint or a race of several germinate there, or a
+kernel of the library be loaded, within budgets (`budgets.py`). Every decision says what was observed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from esper.configs import TamiyoSettings
 from esper.growth.gates import evidence, judge
 from esper.growth.memory import Culled, Memory
-from esper.growth.policy import GROWING, Action, Asks, Germinate, Hold, Observation, Place, Transition
+from esper.growth.policy import GROWING, Action, Asks, Germinate, Hold, Load, Observation, Place, Transition
 from esper.growth.triggers import NAMES, triggered
 from esper.growth.where import clearing, figures, rank, spots
 from esper.lifecycle import SeedLifecycleState as S
@@ -95,15 +95,13 @@ class Tamiyo:
         """What to remember of what was done."""
         known = dict(memory.tended)
         growing = {
-            seed.place: seed.blueprint or known.get(seed.place, "")
-            for seed in observation.seeds()
-            if seed.state in GROWING
+            seed.place: known.get(seed.place) or seed.blueprint for seed in observation.seeds() if seed.state in GROWING
         }
         verdicts = [a for a in actions if isinstance(a, Transition) and a.to in (S.FOSSILIZED, S.CULLED)]
         culled = [(place, growing[place]) for a in verdicts if a.to is S.CULLED for place in [(a.layer, a.seed)]]
         for action in actions:
-            if isinstance(action, Germinate):
-                growing[action.layer, action.seed] = action.blueprint
+            if isinstance(action, Germinate | Load):
+                growing[action.layer, action.seed] = getattr(action, "artifact", action.blueprint)
         for action in verdicts:
             del growing[action.layer, action.seed]
         won = {a.layer for a in actions if isinstance(a, Transition) and a.to is S.GRAFTING}
@@ -120,6 +118,8 @@ class Tamiyo:
             f"{why}; layers with a free seed: {len(places)}, of which this one comes first by "
             f"{figures(spot.layer, memory)}"
         )
+        if spot.plans[0].artifact:
+            reason += f"; {spot.plans[0].blueprint} {spot.plans[0].artifact[:19]}... of the library, the best there is"
         if len(spot.plans) > 1:
             reason += f"; a race of {', '.join(plan.blueprint for plan in spot.plans)}"
         chosen = list(zip(spot.free, spot.plans, strict=False))

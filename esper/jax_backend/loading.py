@@ -36,11 +36,11 @@ def loaded(model: MorphableModel, layer: str, seed: int, artifact: KernelArtifac
     """
     check_free(model, layer, seed)
     check_called(model.structure, layer)
-    found = _found(model.structure, artifact, place(layer, seed))
-    kernel = _built(model.structure, layer, seed, found)
-    model.structure.cache.put(found)
-    arrays = {name: jnp.copy(array) for name, array in found.params.items()}
-    return seated(model, kernel, arrays, SeedLifecycleState.GRAFTING, found.kernel_id)
+    artifact = found(model.structure, artifact, place(layer, seed))
+    kernel = _built(model.structure, layer, seed, artifact)
+    model.structure.cache.put(artifact)
+    arrays = {name: jnp.copy(array) for name, array in artifact.params.items()}
+    return seated(model, kernel, arrays, SeedLifecycleState.GRAFTING, artifact.kernel_id)
 
 
 def unloaded(
@@ -92,8 +92,18 @@ def prefetched(model: MorphableModel, digest: str) -> Future[KernelArtifact]:
     return coming
 
 
-def _found(structure: Structure, artifact: KernelArtifact | str, where: str) -> KernelArtifact:
-    """The artifact from the cache; if it is not there, itself, or what the library has."""
+def found(structure: Structure, artifact: KernelArtifact | str, where: str) -> KernelArtifact:
+    """The artifact from the cache; if it is not there, itself, or what the library has.
+
+    Args:
+        structure: Of the model whose cache and library are asked.
+        artifact: It, or its digest.
+        where: The seed that it is for, for messages.
+
+    Raises:
+        ArtifactError: It is nowhere, its arrays were deleted, or it is not what was put into the library.
+        LibraryError: The library cannot be read.
+    """
     cache = structure.cache
     if not isinstance(artifact, str | KernelArtifact):
         raise ArtifactError(f"{where}: a {type(artifact).__name__} is neither a KernelArtifact nor the digest of one")

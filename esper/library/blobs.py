@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +17,9 @@ from obstore.store import LocalStore, MemoryStore, S3Store
 
 from esper.errors import LibraryError
 from esper.library.content import LARGEST
+from esper.persistence.folder import make_folders, write_file
 
 _KEY = re.compile(r"kernels/[0-9a-f]{2}/([0-9a-f]{64})\.esper")
-_PART = ".part-"
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,10 @@ class Blobs:
     def in_folder(cls, folder: Path) -> Blobs:
         """A folder, which is made if it is not there."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)
         except OSError as error:
             raise LibraryError(f"the library's folder {folder}: {error.strerror}; {_next_move(str(error))}") from None
-        return cls(LocalStore(folder), str(folder), lambda path, data: _write_file(folder / path, data))
+        return cls(LocalStore(folder), str(folder), lambda path, data: write_file(folder / path, data))
 
     @classmethod
     def in_memory(cls) -> Blobs:
@@ -141,38 +139,6 @@ def _object(meta: Any) -> Object:
 
 def _put(store: Any, path: str, data: bytes) -> None:
     obstore.put(store, path, data)
-
-
-def _write_file(file: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, and stays whatever happens to the machine."""
-    _make(file.parent)
-    temporary = file.with_name(f"{_PART}{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, file)
-        _sync(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _make(folder: Path) -> None:
-    if not folder.is_dir():
-        _make(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 _MOVES = {

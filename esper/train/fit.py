@@ -16,12 +16,13 @@ from typing import Any
 import jax
 
 from esper.configs import TamiyoSettings
-from esper.errors import ArgumentError
+from esper.errors import ArgumentError, LibraryError
 from esper.growth.credit import Gain
 from esper.growth.kernel_states import Optimizer
 from esper.growth.plans import plans
-from esper.growth.policy import Policy
+from esper.growth.policy import Plan, Policy
 from esper.growth.schedule import schedule
+from esper.growth.shelf import with_drawn
 from esper.growth.tamiyo import Tamiyo
 from esper.growth.verbs import cull
 from esper.jax_backend.devices import is_spread
@@ -99,6 +100,7 @@ def fit(
     name: str = "growth",
     checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
     resume: str | os.PathLike[str] | Checkpoint | None = None,
+    draw: int = 0,
 ) -> FitResult:
     """Trains a model, and grows it where a policy says so.
 
@@ -130,6 +132,8 @@ def fit(
             run loses that is killed is what it has done since the last evaluation that is kept. None: nowhere.
         resume: A checkpoint of the same run, with the same other arguments but `steps`: goes on from there. Or the
             folder of one, or that of `checkpoints`, whose newest it is; without any, the run begins.
+        draw: How many kernels of the model's library are tried beside one layer, the best first, before new ones
+            germinate there. A library that cannot be read is a record, and training goes on without it.
 
     Returns:
         The trained model, and all about how it came to be.
@@ -181,6 +185,8 @@ def fit(
         _check_batch(minimised, model, stream.peek(), held)
         # What its captures close over: an argument of every step, where it was a part of each.
         model = model.replace(constants={**constants(source), **model.constants})
+        planned = plans(model, growth.blueprints, growth.rank, growth.blend, growth.init) if chosen else {}
+        planned, said = _drawn(model, planned, draw)
         course = Course(
             learner=learner,
             steps=steps,
@@ -188,7 +194,7 @@ def fit(
             swap=_swap(growth, every),
             metrics=_metrics(metrics, minimised),
             policy=chosen,
-            plans=plans(model, growth.blueprints, growth.rank, growth.blend, growth.init) if chosen else {},
+            plans=planned,
             rank=growth.rank,
             governor=governor,
             stopping=early_stopping,
@@ -203,6 +209,8 @@ def fit(
         books.sized(run.done, state.model)
         if course.plans:
             rehearse(model, course.plans)
+        if said:
+            books.note(Record(run.done, "library", said), run)
         began = Record(resume.done, "resume") if resume else Record(0, "start")
         books.note(replace(began, reason="small operations compiled"), run)
         if resume:
@@ -212,6 +220,21 @@ def fit(
             keeper.keep(run)
             keeper.close()
         return _finished(run, minimised, held)
+
+
+def _drawn(
+    model: MorphableModel, planned: Mapping[str, tuple[Plan, ...]], draw: int
+) -> tuple[Mapping[str, tuple[Plan, ...]], str]:
+    """The plans with those that the model's library has; and what is to be said of that."""
+    library: Any = model.structure.library
+    if not draw or library is None or not planned:
+        return planned, ""
+    try:
+        found = with_drawn(model, library, planned, draw)
+    except LibraryError as error:
+        return planned, f"nothing is drawn from the library: {error}"
+    count = sum(bool(plan.artifact) for plans in found.values() for plan in plans)
+    return found, f"{count} validated kernels of the library fit, and are tried before new ones germinate"
 
 
 def _finished(run: Run, minimised: Objective, held: Any) -> FitResult:

@@ -22,9 +22,11 @@ class Record:
     Attributes:
         step: Training steps done when it happened.
         event: "start", "resume", "evaluate", "score", "prepare" (a change of structure is decided and being compiled),
-            "germinate", "declined" (its initialiser found no kernel worth having), "training", "grafting", "active",
+            "germinate", "load" (a trained kernel arrived from the library), "declined" (its initialiser
+            found no kernel worth having, or the library had none that fits), "training", "grafting", "active",
             "fossilized", "culled", "error_recovery", "dormant", "remove", "alpha", "hold", "shape" (batches of another
-            shape), "watch", "rollback", "give_up" or "end".
+            shape), "library" (what became of drawing from it, or of publishing), "watch", "rollback", "give_up" or
+            "end".
         reason: Why, in a sentence with the figures that were observed; for evaluations empty.
         layer: The layer it happened to, if it was one.
         seed: Which of its seeds.

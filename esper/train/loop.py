@@ -83,6 +83,7 @@ def grow(
     name: str = "growth",
     watch: Watch = lambda step: None,
     listen: Listen = lambda record: None,
+    draw: int = 0,
 ) -> Result:
     """Trains a classifier, growing it as the policy says.
 
@@ -95,6 +96,7 @@ def grow(
         name: Of the run, in its records.
         watch: Told every step's number, without waiting for the step.
         listen: Told every record as it is made.
+        draw: How many kernels of the model's library are tried beside one layer (as for `esper.fit`).
 
     Returns:
         The trained model and what happened.
@@ -127,6 +129,7 @@ def grow(
         callbacks=[told],
         on_step=lambda run: watch(run.done),
         name=name,
+        draw=draw,
     )
     return _scored(result, scores, name, listen)
 

@@ -20,6 +20,7 @@ from esper.growth.policy import (
     Germinate,
     Hold,
     LayerView,
+    Load,
     Observation,
     Plan,
     Policy,
@@ -49,7 +50,7 @@ KIND = "checkpoint"
 _CLASSES = CLASSES | table(
     *(Record, Ledger, Spent, GovernorMemory, TamiyoMemory, Culled, SeedLifecycleState),
     *(Observation, LayerView, SeedView, Plan, Gain, FirstOrder),
-    *(Change, Germinate, Transition, SetAlpha, Cull, Hold),
+    *(Change, Germinate, Load, Transition, SetAlpha, Cull, Hold),
 )
 
 _SUMS = ("key", "step", "loss", "pull")

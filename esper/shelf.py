@@ -1,0 +1,80 @@
+"""Floor 5: what a run of the main job has to do with the kernel library: draws from it, publishes into it.
+
+Whatever is wrong with a library, training goes on: it is a record of the run, and kernels wait in the outbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from esper.configs import EsperConfig
+from esper.errors import LibraryError
+from esper.library import Library, Origin, open_library
+from esper.library.publishing import Published, git_revision, publish
+from esper.train.history import Record
+from esper.train.loop import Result
+
+Listen = Callable[[Record], None]
+
+
+class Shelf:
+    """A run's library.
+
+    Attributes:
+        opened: The library; None: the run has none, or it could not be opened.
+        draw: How many of its kernels are tried beside one layer.
+    """
+
+    def __init__(self, config: EsperConfig, listen: Listen, stack: ExitStack) -> None:
+        self._config, self._listen, self._stack = config, listen, stack
+        self._settings = config.urza_settings()
+        self._records: list[Record] = []
+        self.opened: Library | None = None
+        self.draw = 0
+        if self._settings.draw:
+            try:
+                self.opened, self.draw = self._open(), self._settings.candidates
+            except LibraryError as error:
+                self._note(0, f"nothing is drawn from the library: {error}")
+
+    def publish(self, result: Result) -> tuple[Result, Published | None]:
+        """Publishes the kernels that became permanent; the result with the records of that."""
+        if not self._settings.publish:
+            return replace(result, records=(*self._records, *result.records)), None
+        training = self._config.training_settings()
+        loaded = (record for record in result.records if record.event == "load")
+        published = publish(
+            self._open,
+            Path(self._settings.folder),
+            result.model,
+            origin=Origin(
+                run=f"{self._config.name}-{uuid4().hex[:12]}",
+                data=training.data,
+                revision=git_revision(),
+                key=training.key,
+            ),
+            gains=result.gains,
+            parents={(str(one.layer), int(one.seed or 0)): str(one.figures["artifact"]) for one in loaded},
+            tags=self._settings.tags,
+        )
+        before = tuple(self._records)
+        self._note(result.records[-1].step, str(published))
+        return replace(result, records=(*before, *result.records, self._records[-1])), published
+
+    def _open(self) -> Library:
+        return self.opened or self._stack.enter_context(open_library(self._config))
+
+    def _note(self, step: int, said: str) -> None:
+        self._records.append(Record(step, "library", said))
+        self._listen(self._records[-1])
+
+
+@contextmanager
+def shelf(config: EsperConfig, listen: Listen) -> Iterator[Shelf]:
+    """A run's library, closed afterwards."""
+    with ExitStack() as stack:
+        yield Shelf(config, listen, stack)
