@@ -146,6 +146,7 @@ _MOVES = {
     "file too large": "the system limits the size of files: raise that limit (ulimit -f), or free some space",
     "permission denied": "let this user write there, or take another folder",
     "read-only file system": "take a folder that can be written, or mount it so",
+    "file exists": "a file is in the way: take another folder",
     "not a directory": "a file is in the way: take another folder",
     "nosuchbucket": "create the bucket, or set storage.bucket_name to one that is there",
     "signature": "set storage.access_key and storage.secret_key to what the server has",

@@ -27,7 +27,8 @@ def artifact(number=0, *, blueprint="mlp", inputs=3, outputs=5, dtype="float32",
         "attributes": (("in_features", inputs), ("out_features", outputs)),
         "dtype": dtype,
         "module": "a module",
-        "params": {"up": jnp.asarray(rng.normal(size=(size, inputs)), jnp.float32), "scale": jnp.float32(number)},
+        # Put there as they are: forked processes cannot compile.
+        "params": jax.device_put({"up": np.float32(rng.normal(size=(size, inputs))), "scale": np.float32(number)}),
     }
     return KernelArtifact(**{**given, **more})
 
