@@ -58,6 +58,11 @@ def test_the_page_on_blueprints_runs():
     assert scope["cost"].parameters == 4 * 8 + 8 + 8 * 6 + 6
 
 
+def test_the_page_on_the_library_runs():
+    scope = run_blocks("docs/library.md", 3)
+    assert scope["grown"].structure.kernels[0].blueprint == "mlp" and scope["found"].gain > 0
+
+
 def test_every_file_a_document_links_to_exists():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

@@ -44,32 +44,46 @@ def finding(
         raise ArgumentError(f"entries are ordered by {', '.join(ORDERS)}, not by {order_by!r:.80}")
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MOST:
         raise ArgumentError(f"limit is a whole number from 1 to {_MOST}, not {limit!r:.80}")
-    column, descending = ORDERS[order_by]
-    ways = (column.desc(), kernels.c.digest.desc()) if descending else (column, kernels.c.digest)
-    query = sa.select(kernels).order_by(*ways).limit(limit)
     stage = kernels.c.lifecycle
     conditions = [
         *(kernels.c[name] == equal[name] for name in _EQUAL if equal.get(name) is not None),
-        *(_has(attributes, *_valued(name, value)) for name, value in (geometry or {}).items()),
         stage != "retired" if lifecycle is None else stage == checked_lifecycle(lifecycle),
     ]
-    if tag is not None:
-        conditions.append(_has(tags, tags.c.tag == checked_tags([tag])[0]))
     if run is not None:
-        conditions.append(_has(origins, origins.c.run == run))
+        conditions.append(kernels.c.digest.in_(sa.select(origins.c.digest).where(origins.c.run == run)))
     if min_gain is not None:
         conditions.append(kernels.c.rank >= float(min_gain))
     if max_parameters is not None:
         conditions.append(kernels.c.parameters <= max_parameters)
-    return query.where(*conditions)
+    return _ordered(order_by, _named(geometry, tag)).where(*conditions).limit(limit)
 
 
-def _valued(name: str, value: Any) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    return attributes.c.name == name, attributes.c.value == canonical(value)
+def _named(geometry: Mapping[str, Any] | None, tag: str | None) -> list[tuple[Any, list[sa.ColumnElement[bool]]]]:
+    """Tables that have rows for kernels of that tag and geometry, each under a name of its own, and which rows."""
+    found: list[tuple[Any, list[sa.ColumnElement[bool]]]] = []
+    if tag is not None:
+        found.append((tags, [tags.c.tag == checked_tags([tag])[0]]))
+    for number, (name, value) in enumerate((geometry or {}).items()):
+        table = attributes.alias(f"attribute{number}")
+        found.append((table, [table.c.name == name, table.c.value == canonical(value)]))
+    return found
 
 
-def _has(table: sa.Table, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    return kernels.c.digest.in_(sa.select(table.c.digest).where(*conditions))
+def _ordered(order_by: str, named: list[tuple[Any, list[sa.ColumnElement[bool]]]]) -> sa.Select[Any]:
+    """The kernels that all of these have rows for, in order.
+
+    By gain they are gone through in the order of the first table's own index, so that a name which many kernels have
+    is as quick as one that few have.
+    """
+    column, descending = ORDERS[order_by]
+    query, key = sa.select(kernels), kernels.c.digest
+    if named and order_by == "gain":
+        (table, conditions), *named = named
+        query = query.join(table, table.c.digest == kernels.c.digest).where(*conditions)
+        column, key = table.c.rank, table.c.digest
+    for table, conditions in named:
+        query = query.where(sa.exists().where(table.c.digest == kernels.c.digest, *conditions))
+    return query.order_by(*((column.desc(), key.desc()) if descending else (column, key)))
 
 
 def beginning(prefix: str) -> sa.Select[Any]:

@@ -79,6 +79,7 @@ def write(
         The row.
     """
     digest, moment = content["digest"], now()
+    named = {"digest": digest, "rank": -math.inf}  # `seal` knows the rank
     fresh = {
         **content,
         **gain_columns(None),
@@ -89,13 +90,13 @@ def write(
     made = catalogue.insert_missing(kernels).values(**fresh).returning(kernels.c.digest)
     if connection.execute(made).first() is not None:
         geometry = json.loads(content["attributes"])
-        rows = [{"name": name, "value": canonical(value), "digest": digest} for name, value in geometry.items()]
+        rows = [{"name": name, "value": canonical(value), **named} for name, value in geometry.items()]
         if rows:
             connection.execute(catalogue.insert_missing(attributes), rows)
     else:
         update(connection, digest, _merged(held(connection, digest, lock=True), given, damaged))
     if tagged:
-        connection.execute(catalogue.insert_missing(tags), [{"tag": tag, "digest": digest} for tag in tagged])
+        connection.execute(catalogue.insert_missing(tags), [{"tag": tag, **named} for tag in tagged])
     tell(catalogue, connection, digest, told)
     return seal(connection, digest)
 
@@ -170,10 +171,15 @@ def origins_of(connection: Connection, digest: str) -> tuple[Origin, ...]:
 
 
 def seal(connection: Connection, digest: str) -> Row:
-    """Notes the SHA-256 of all that a row says, so that a change by anybody else shows; the row."""
+    """Notes the SHA-256 of all that a row says, so that a change by anybody else shows; the row.
+
+    Tags and attributes have the row's rank from then on.
+    """
     row = held(connection, digest)
     value = _checksum(row, tags_of(connection, [digest]).get(digest, ()))
     connection.execute(sa.update(kernels).where(kernels.c.digest == digest).values(checksum=value))
+    for table in (tags, attributes):
+        connection.execute(sa.update(table).where(table.c.digest == digest).values(rank=row["rank"]))
     return row
 
 

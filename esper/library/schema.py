@@ -80,6 +80,7 @@ tags = Table(
     "esper_kernel_tags",
     metadata,
     Column("tag", String(100), primary_key=True),
+    Column("rank", Float(53), nullable=False),  # its kernel's, so that those of a tag are found in that order
     Column("digest", String(64), ForeignKey(kernels.c.digest, ondelete="CASCADE"), primary_key=True),
 )
 
@@ -88,6 +89,7 @@ attributes = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", Text, primary_key=True),
+    Column("rank", Float(53), nullable=False),  # likewise
     Column("digest", String(64), ForeignKey(kernels.c.digest, ondelete="CASCADE"), primary_key=True),
 )
 
@@ -112,6 +114,10 @@ INDICES = (
     Index("ix_esper_kernels_created", kernels.c.created, kernels.c.digest),
     Index("ix_esper_kernels_updated", kernels.c.updated, kernels.c.digest),
     Index("ix_esper_kernels_blob", kernels.c.blob),
+    Index("ix_esper_kernel_tags_rank", tags.c.tag, tags.c.rank, tags.c.digest),
+    Index(
+        "ix_esper_kernel_attributes_rank", attributes.c.name, attributes.c.value, attributes.c.rank, attributes.c.digest
+    ),
     Index("ix_esper_kernel_tags_digest", tags.c.digest),
     Index("ix_esper_kernel_attributes_digest", attributes.c.digest),
     Index("ix_esper_kernel_origins_digest", origins.c.digest),

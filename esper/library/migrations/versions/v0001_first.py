@@ -41,12 +41,14 @@ def upgrade() -> None:
     op.create_table(
         "esper_kernel_tags",
         sa.Column("tag", sa.String(100), primary_key=True),
+        sa.Column("rank", sa.Float(53), nullable=False),
         sa.Column("digest", sa.String(64), sa.ForeignKey(_KERNEL, ondelete="CASCADE"), primary_key=True),
     )
     op.create_table(
         "esper_kernel_attributes",
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("value", sa.Text, primary_key=True),
+        sa.Column("rank", sa.Float(53), nullable=False),
         sa.Column("digest", sa.String(64), sa.ForeignKey(_KERNEL, ondelete="CASCADE"), primary_key=True),
     )
     op.create_table(
@@ -62,6 +64,8 @@ def upgrade() -> None:
     for name in ("rank", "parameters", "created", "updated"):
         op.create_index(f"ix_esper_kernels_{name}", "esper_kernels", [name, "digest"])
     op.create_index("ix_esper_kernels_blob", "esper_kernels", ["blob"])
+    op.create_index("ix_esper_kernel_tags_rank", "esper_kernel_tags", ["tag", "rank", "digest"])
+    op.create_index("ix_esper_kernel_attributes_rank", "esper_kernel_attributes", ["name", "value", "rank", "digest"])
     for table in ("tags", "attributes", "origins"):
         op.create_index(f"ix_esper_kernel_{table}_digest", f"esper_kernel_{table}", ["digest"])
     op.create_index("ix_esper_kernel_origins_run", "esper_kernel_origins", ["run"])
