@@ -16,7 +16,7 @@ from esper.library.entries import Measured, canonical, now
 from esper.library.rows import fits, gain_columns
 from esper.library.schema import attributes, kernels, origins, tags
 
-ROUNDS = 200
+ROUNDS = 100
 GOAL = 50.0  # milliseconds at the 95th percentile
 BLUEPRINTS = ("mlp", "low_rank", "conv", "attention", "bottleneck", "norm_affine")
 SIZES = (64, 128, 256, 512, 784, 1024, 2048, 4096)
@@ -102,6 +102,8 @@ def queries(library, rows):
         "retired": lambda: library.find(lifecycle="retired", limit=20),
         "gain that nobody has": lambda: library.find(min_gain=5.0, limit=20),
         "small ones": lambda: library.find(max_parameters=150, limit=20),
+        "not too large": lambda: library.find(max_parameters=500_000, limit=20),
+        "small ones of a kind": lambda: library.find(kind="Linear", max_parameters=20_000, limit=20),
         "fewest parameters": lambda: library.find(kind="Linear", order_by="parameters", limit=20),
         "the latest": lambda: library.find(order_by="created", limit=20),
         "what fits a layer": lambda: library._find(

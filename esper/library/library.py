@@ -374,10 +374,13 @@ class Library:
 
     def _find(self, **wanted: Any) -> list[Entry]:
         from esper.library import rows
-        from esper.library.queries import finding
+        from esper.library.queries import FEW, finding, some_of
 
-        query = finding(**wanted)
+        most, few = wanted["max_parameters"], False
         with self._catalogue.reading() as connection:
+            if most is not None:
+                few = connection.execute(some_of(most)).scalar_one() <= FEW
+            query = finding(**wanted, few=few)
             found = [dict(row) for row in connection.execute(query).mappings()]
             tagged = rows.tags_of(connection, [row["digest"] for row in found]) if found else {}
         return [rows.entry(row, tagged.get(row["digest"], ())) for row in found]

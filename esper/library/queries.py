@@ -19,6 +19,9 @@ ORDERS: dict[str, tuple[Any, bool]] = {
 }
 """What entries can be ordered by, and whether the largest comes first."""
 
+FEW = 2_000
+"""Rows that are looked up one by one rather than met on the way through an order."""
+
 _MOST = 10_000
 _EQUAL = ("kind", "blueprint", "dtype", "blend", "placement", "fits")
 
@@ -34,8 +37,11 @@ def finding(
     max_parameters: int | None,
     order_by: str,
     limit: int,
+    few: bool = False,
 ) -> sa.Select[Any]:
     """The statement that `Library.find` asks.
+
+    `few`: whether `max_parameters` leaves so few that they are looked up, instead of being met on the way.
 
     Raises:
         ArgumentError: No such order or stage, or a limit out of its range.
@@ -54,7 +60,8 @@ def finding(
     if min_gain is not None:
         conditions.append(kernels.c.rank >= float(min_gain))
     if max_parameters is not None:
-        conditions.append(kernels.c.parameters <= max_parameters)
+        own = kernels.c.digest.in_(_small(max_parameters)) if few else kernels.c.parameters <= max_parameters
+        conditions.append(own)
     return _ordered(order_by, _named(geometry, tag)).where(*conditions).limit(limit)
 
 
@@ -84,6 +91,17 @@ def _ordered(order_by: str, named: list[tuple[Any, list[sa.ColumnElement[bool]]]
     for table, conditions in named:
         query = query.where(sa.exists().where(table.c.digest == kernels.c.digest, *conditions))
     return query.order_by(*((column.desc(), key.desc()) if descending else (column, key)))
+
+
+def _small(max_parameters: int) -> sa.Select[Any]:
+    own = kernels.alias("small")
+    return sa.select(own.c.digest).where(own.c.parameters <= max_parameters)
+
+
+def some_of(max_parameters: int) -> sa.Select[Any]:
+    """How many kernels are so small, counted up to one more than are few."""
+    counted = _small(max_parameters).limit(FEW + 1).subquery()
+    return sa.select(sa.func.count()).select_from(counted)
 
 
 def beginning(prefix: str) -> sa.Select[Any]:

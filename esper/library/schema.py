@@ -107,6 +107,7 @@ origins = Table(
 INDICES = (
     Index("ix_esper_kernels_fits", kernels.c.fits, kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_kind", kernels.c.kind, kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_recipe", kernels.c.kind, kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_blueprint", kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_lifecycle", kernels.c.lifecycle, kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_rank", kernels.c.rank, kernels.c.digest),

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,14 +23,20 @@ def test_eight_writers_killed_at_random_lose_nothing_and_show_nothing_half(confi
         env={**os.environ, "PYTHONPATH": place},
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     reads = 0
     with open_library(config) as library:
-        while writers.poll() is None:  # whoever reads meanwhile finds whole kernels only
-            for entry in library.find(order_by="created", limit=5):
-                assert library.get(entry.digest).digest == entry.digest
-                reads += 1
-        (said,) = map(json.loads, writers.communicate()[0].splitlines())
+        try:
+            while writers.poll() is None:  # whoever reads meanwhile finds whole kernels only
+                for entry in library.find(order_by="created", limit=5):
+                    assert library.get(entry.digest).digest == entry.digest
+                    reads += 1
+            (said,) = map(json.loads, writers.communicate()[0].splitlines())
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(writers.pid, signal.SIGKILL)
+            writers.wait()
         assert writers.returncode == 0 and said["killed"] >= 8 and said["failed"] == 0, said
         put = [line.split() for line in acknowledged.read_text().splitlines()]
         assert len(put) >= said["killed"] // 2 and reads
