@@ -5,7 +5,7 @@ Whatever is wrong with a library, training goes on: it is a record of the run, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,6 @@ class Shelf:
         if not self._settings.publish:
             return replace(result, records=(*self._records, *result.records)), None
         training = self._config.training_settings()
-        loaded = (record for record in result.records if record.event == "load")
         published = publish(
             self._open,
             Path(self._settings.folder),
@@ -58,7 +57,7 @@ class Shelf:
                 key=training.key,
             ),
             gains=result.gains,
-            parents={(str(one.layer), int(one.seed or 0)): str(one.figures["artifact"]) for one in loaded},
+            parents=_parents(result.records),
             tags=self._settings.tags,
         )
         before = tuple(self._records)
@@ -71,6 +70,18 @@ class Shelf:
     def _note(self, step: int, said: str) -> None:
         self._records.append(Record(step, "library", said))
         self._listen(self._records[-1])
+
+
+def _parents(records: Iterable[Record]) -> dict[tuple[str, int], str]:
+    """Digests of the kernels that seeds were last given from the library, where nothing germinated there since."""
+    found: dict[tuple[str, int], str] = {}
+    for record in records:
+        place = (record.layer or "", record.seed or 0)
+        if record.event == "load":
+            found[place] = str(record.figures["artifact"])
+        elif record.event == "germinate":
+            found.pop(place, None)
+    return found
 
 
 @contextmanager

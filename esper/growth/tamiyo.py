@@ -119,7 +119,9 @@ class Tamiyo:
             f"{figures(spot.layer, memory)}"
         )
         if spot.plans[0].artifact:
-            reason += f"; {spot.plans[0].blueprint} {spot.plans[0].artifact[:19]}... of the library, the best there is"
+            reason += (
+                f"; {spot.plans[0].blueprint} {spot.plans[0].artifact[:19]}... of the library, which gained elsewhere"
+            )
         if len(spot.plans) > 1:
             reason += f"; a race of {', '.join(plan.blueprint for plan in spot.plans)}"
         chosen = list(zip(spot.free, spot.plans, strict=False))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from esper.errors import ArtifactError, UnknownLayerError
+from esper.errors import ArtifactError, LibraryError, UnknownLayerError
 from esper.jax_backend.artifact import KernelArtifact
 from esper.library import entries
 from esper.library.content import pack, unpack
@@ -424,7 +425,8 @@ class Library:
             fetching, self._fetching = self._fetching, None
         if fetching is not None:
             fetching.shutdown(cancel_futures=True)
-        self._catalogue.optimise()
+        with suppress(LibraryError):  # it makes later queries faster, and whoever closes has nothing to do about it
+            self._catalogue.optimise()
         self._catalogue.close()
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.slots import held_kernel
 from esper.jax_backend.source import Kernel, NativeKernel
-from esper.library.entries import HeldOutGain, Origin, measured
+from esper.library.entries import HeldOutGain, Measured, Origin, measured
 from esper.library.files import Parcel, delivered, left_for_later
 from esper.library.library import Library
 from esper.lifecycle import SeedLifecycleState
@@ -112,8 +113,8 @@ def publish(
         library = None
         problems.append(str(error))
     for at in _permanent(model):
-        told = replace(origin, gain=measured(gains.get(at)), parent=parents.get(at, ""), model=fingerprint(model))
         try:
+            told = replace(origin, gain=_finite(gains.get(at)), parent=parents.get(at, ""), model=fingerprint(model))
             parcel = _parcel(model, at, told, tags)
             try:
                 digests.append(_delivered(library, parcel))
@@ -124,6 +125,11 @@ def publish(
         except EsperError as error:
             problems.append(str(error))
     return Published(tuple(digests), tuple(files), "; ".join(dict.fromkeys(filter(None, problems))))
+
+
+def _finite(gain: HeldOutGain | None) -> Measured | None:
+    """The gain, if it is one: a kernel that diverged has none."""
+    return measured(gain) if gain is not None and math.isfinite(gain.mean) else None
 
 
 def _delivered(library: Library | None, parcel: Parcel) -> str:

@@ -221,7 +221,18 @@ def _changed(digest: str, what: str) -> ArtifactError:
 
 
 def entry(row: Row, tagged: Sequence[str]) -> Entry:
-    """A row as an entry."""
+    """A row as an entry.
+
+    Raises:
+        ArtifactError: It is nothing that the library wrote.
+    """
+    try:
+        return _entry(row, tagged)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _changed(row["digest"], f"its entry ({error})") from error
+
+
+def _entry(row: Row, tagged: Sequence[str]) -> Entry:
     gain = None if row["gain_mean"] is None else Measured(row["gain_mean"], row["gain_stderr"], row["gain_n"])
     same = ("blend", "placement", "kind", "dtype", "parameters", "bytes", "flops", "lifecycle", "reason")
     return Entry(

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from esper.configs import TamiyoSettings
-from esper.errors import ArgumentError, LibraryError
+from esper.errors import ArgumentError, ArtifactError, LibraryError
 from esper.growth.credit import Gain
 from esper.growth.kernel_states import Optimizer
 from esper.growth.plans import plans
@@ -231,7 +231,7 @@ def _drawn(
         return planned, ""
     try:
         found = with_drawn(model, library, planned, draw)
-    except LibraryError as error:
+    except (ArtifactError, LibraryError) as error:
         return planned, f"nothing is drawn from the library: {error}"
     count = sum(bool(plan.artifact) for plans in found.values() for plan in plans)
     return found, f"{count} validated kernels of the library fit, and are tried before new ones germinate"

@@ -376,6 +376,15 @@ def test_a_changed_row_is_detected(library, column):
     assert [name for name, _ in library.verify().problems] == [digest]
 
 
+def test_an_entry_that_makes_no_sense_is_an_error_of_the_librarys(library):
+    library.put(artifact(1), gain=GAIN)
+    for column, value in (("options", "{"), ("gain_n", 0), ("attributes", "[1]")):
+        with library._catalogue.writing() as connection:
+            connection.execute(sa.update(kernels).values(**{column: value}))
+        with pytest.raises(ArtifactError, match="was changed by other means"):
+            library.find()
+
+
 def test_changed_tags_and_origins_are_detected(library):
     one, other = library.put(artifact(1), tags=["a"]), library.put(artifact(2), run="r")
     with library._catalogue.writing() as connection:

@@ -128,7 +128,7 @@ def test_a_disk_that_is_full_of_artifacts_is_said_and_nothing_is_half_there(libr
 def test_a_disk_that_is_full_of_the_catalogue_is_said_and_nothing_is_lost(library, tmp_path):
     acknowledged = []
     size = (tmp_path / "library" / "catalogue.sqlite-wal").stat().st_size
-    with files_of_at_most(size + (1 << 16)), pytest.raises(LibraryError, match=r"catalogue.*(disk|full)"):
+    with files_of_at_most(size + (1 << 18)), pytest.raises(LibraryError, match=r"catalogue.*(disk|full)"):
         for number in range(1000):
             acknowledged.append(library.put(artifact(number)))
     assert acknowledged and {entry.digest for entry in library.find(limit=1000)} == set(acknowledged)

@@ -169,6 +169,21 @@ def test_publishing_where_the_library_is_dead_fills_the_outbox(library):
     assert not file.exists() and library.entry(digest).lifecycle == "validated" and not waiting(library.folder)
 
 
+def test_a_kernel_without_a_finite_gain_is_a_candidate(library):
+    about = {"origin": Origin(run="A"), "parents": {}}
+    lost = dataclasses.replace(first().gains["0", 0], mean=float("nan"))
+    found = publish(lambda: library, library.folder, first().model, gains={("0", 0): lost}, **about)
+    assert library.entry(found.digests[0]).lifecycle == "candidate" and library.entry(found.digests[0]).gain is None
+
+
+def test_a_parent_is_that_of_the_kernel_that_is_there():
+    from esper.shelf import _parents
+
+    load = history.Record(1, "load", "", "a", 0, {"artifact": "x"})
+    other = history.Record(2, "load", "", "b", 1, {"artifact": "y"})
+    assert _parents([load, other, history.Record(3, "germinate", "", "a", 0)]) == {("b", 1): "y"}
+
+
 # ---- the policy -----------------------------------------------------------------------------------------------------
 
 NEW, DRAWN = Plan("mlp", (("width", 4),), 30), Plan("low_rank", (), 20, artifact="sha256:" + "a" * 64)
