@@ -105,6 +105,7 @@ def queries(library, rows):
         "not too large": lambda: library.find(max_parameters=500_000, limit=20),
         "small ones of a kind": lambda: library.find(kind="Linear", max_parameters=20_000, limit=20),
         "fewest parameters": lambda: library.find(kind="Linear", order_by="parameters", limit=20),
+        "the latest of a kind": lambda: library.find(kind="Conv2d", order_by="created", limit=20),
         "the latest": lambda: library.find(order_by="created", limit=20),
         "what fits a layer": lambda: library._find(
             equal={"fits": str(rows[int(rng.integers(len(rows)))]["fits"])},

@@ -19,7 +19,7 @@ ORDERS: dict[str, tuple[Any, bool]] = {
 }
 """What entries can be ordered by, and whether the largest comes first."""
 
-FEW = 2_000
+FEW = 1_000
 """Rows that are looked up one by one rather than met on the way through an order."""
 
 _MOST = 10_000

@@ -62,6 +62,8 @@ def upgrade() -> None:
     for name in ("fits", "kind", "blueprint", "lifecycle"):
         op.create_index(f"ix_esper_kernels_{name}", "esper_kernels", [name, "rank", "digest"])
     op.create_index("ix_esper_kernels_recipe", "esper_kernels", ["kind", "blueprint", "rank", "digest"])
+    for name in ("parameters", "created"):
+        op.create_index(f"ix_esper_kernels_kind_{name}", "esper_kernels", ["kind", name, "digest"])
     for name in ("rank", "parameters", "created", "updated"):
         op.create_index(f"ix_esper_kernels_{name}", "esper_kernels", [name, "digest"])
     op.create_index("ix_esper_kernels_blob", "esper_kernels", ["blob"])
