@@ -110,6 +110,14 @@ class CorruptFileError(StateError):
     """A file that is not what was written, or is none of esper's; nothing of it has been used."""
 
 
+class EventError(EsperError, ValueError):
+    """A line that is no telemetry event, or of a schema that this version does not read."""
+
+
+class SinkError(EsperError, OSError):
+    """A place that telemetry goes to cannot be written to; the message says what to do. Training goes on."""
+
+
 class ShardingError(EsperError, ValueError):
     """Rules, a mesh or a batch that do not go together; `problems` lists every reason found."""
 

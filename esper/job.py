@@ -19,8 +19,9 @@ from esper.errors import ParityError
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
 from esper.parity import Agreement, compare, tolerance
+from esper.telemetry.assemble import bus_of
 from esper.train.data import SHAPES, Dataset, load
-from esper.train.history import Record, write
+from esper.train.history import Record
 from esper.train.loop import Result, grow
 
 _PLAIN = {"history": "history.jsonl", "certificate": "certificate.json", "ledger": "ledger.json"}
@@ -55,6 +56,8 @@ def run(
 ) -> Job:
     """Wraps the host, checks it against eager torch, trains and grows it, unwraps it, writes it.
 
+    Events are written to `history.jsonl` in the folder while it runs, and go wherever else the configuration says.
+
     Args:
         config: What to do; every section of it is checked first.
         control: Whether to train the host alone as well, for as many steps.
@@ -81,14 +84,21 @@ def run(
     )
     model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
     agreement = parity(host, model, data)
-    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen)
-    alone = None
-    if control:
-        still = tamiyo.model_copy(update={"policy": "none"})
-        alone = grow(model, data, training, still, name="control", watch=watch, listen=listen)
+    place = Path(output_dir or training.output_dir)
+    with bus_of(config, place) as bus:
+
+        def told(record: Record) -> None:
+            bus.publish(record)
+            listen(record)
+
+        growth = grow(model, data, training, tamiyo, watch=watch, listen=told)
+        alone = None
+        if control:
+            still = tamiyo.model_copy(update={"policy": "none"})
+            alone = grow(model, data, training, still, name="control", watch=watch, listen=told)
     trained = unwrap(growth.model, probe=_tensor(data))
     certificate: Any = trained.esper_certificate
-    files = _write(Path(output_dir or training.output_dir), trained, growth, alone, certificate)
+    files = _write(place, trained, growth, certificate)
     return Job(agreement, growth, alone, certificate, files)
 
 
@@ -140,9 +150,7 @@ def _seed(layer: str, seed: int, state: Any, kernels: dict[tuple[str, int], Any]
     return plain
 
 
-def _write(
-    place: Path, trained: Any, growth: Result, control: Result | None, certificate: dict[str, Any]
-) -> dict[str, Path]:
+def _write(place: Path, trained: Any, growth: Result, certificate: dict[str, Any]) -> dict[str, Path]:
     from esper.torch_frontend.files import save_module
 
     place.mkdir(parents=True, exist_ok=True)
@@ -150,7 +158,6 @@ def _write(
     files = save_module(trained, place, metadata)
     files |= {name: place / file for name, file in _PLAIN.items()}
     files["ledger"].write_text(json.dumps(growth.ledger.as_dict(), indent=2) + "\n", encoding="utf-8")
-    write(files["history"], (*growth.records, *(control.records if control else ())))
     files["certificate"].write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
     return files
 

@@ -247,7 +247,15 @@ def test_what_json_cannot_say_is_null():
     assert json.loads(line)["figures"] == {"a": None, "b": 1.5}
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"step": 1, "event": "x", "other": 1}'])
+def test_a_history_may_have_an_envelope_and_a_torn_last_line(tmp_path):
+    path = tmp_path / "history.jsonl"
+    record = Record(1, "evaluate", figures={"a": 1.5})
+    line = json.dumps({"schema_version": 1, "run_id": "x", "sequence": 0, **json.loads(record.to_json())})
+    path.write_text(line + "\n" + line[:30])
+    assert history.read(path) == [record]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', "1"])
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
     path = tmp_path / "history.jsonl"
     path.write_text(Record(1, "start").to_json() + "\n" + line + "\n")

@@ -11,6 +11,8 @@ from pydantic import Field, PrivateAttr, TypeAdapter, field_validator
 
 from esper.configs import environment
 from esper.configs.base import ConfigModel
+from esper.configs.nissa import NissaSettings
+from esper.configs.oona import OonaSettings
 from esper.configs.problems import refusal
 from esper.configs.schema import editor_schema
 from esper.configs.services import ComponentConfig, DatabaseConfig, RedisConfig, StorageConfig
@@ -125,6 +127,23 @@ class EsperConfig(ConfigModel):
         settings = self._view(TamiyoSettings, tamiyo.config, "components.tamiyo.config")
         return settings if tamiyo.enabled else settings.model_copy(update={"policy": "none"})
 
+    def nissa_settings(self) -> NissaSettings:
+        """The `components.nissa.config` section, validated: where events go.
+
+        A component that is not enabled sends them nowhere but to the history of the run.
+        """
+        nissa = self.components.get("nissa", ComponentConfig())
+        settings = self._view(NissaSettings, nissa.config, "components.nissa.config")
+        if nissa.enabled:
+            return settings
+        kept = {"queue_bound": settings.queue_bound, "close_timeout": settings.close_timeout, "fsync": settings.fsync}
+        return NissaSettings(redis=False, **kept)
+
+    def oona_settings(self) -> OonaSettings:
+        """The `components.oona.config` section, validated: how events travel on Redis."""
+        oona = self.components.get("oona", ComponentConfig())
+        return self._view(OonaSettings, oona.config, "components.oona.config")
+
     def logging_settings(self) -> LoggingSettings:
         """The `logging` section, validated."""
         return self._view(LoggingSettings, self.logging, "logging")
@@ -135,7 +154,13 @@ class EsperConfig(ConfigModel):
         Raises:
             ConfigError: Any of them is refused; the problems of all are listed.
         """
-        views: list[Callable[[], ConfigModel]] = [self.training_settings, self.tamiyo_settings, self.logging_settings]
+        views: list[Callable[[], ConfigModel]] = [
+            self.training_settings,
+            self.tamiyo_settings,
+            self.nissa_settings,
+            self.oona_settings,
+            self.logging_settings,
+        ]
         problems: list[str] = []
         for view in views:
             try:

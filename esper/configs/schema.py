@@ -6,11 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from esper.configs.nissa import NissaSettings
+from esper.configs.oona import OonaSettings
 from esper.configs.settings import LoggingSettings, TamiyoSettings, TrainingSettings
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 _NUMBERS = {"integer", "number", "boolean"}
 _CLOSED = {"enum", "pattern"}
+_COMPONENTS: dict[str, type[BaseModel]] = {"tamiyo": TamiyoSettings, "nissa": NissaSettings, "oona": OonaSettings}
 
 
 def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -23,7 +26,8 @@ def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
     properties["training"] = _open(TrainingSettings, "training")
     properties["logging"] = _open(LoggingSettings, "logging")
     properties["components"]["properties"] = {
-        "tamiyo": {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(TamiyoSettings, "config")}}
+        name: {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(settings, "config")}}
+        for name, settings in _COMPONENTS.items()
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,4 +1,7 @@
-"""What happened in a run, one typed record an event, kept as JSON lines."""
+"""What happened in a run, one typed record an event, kept as JSON lines.
+
+Telemetry writes the same lines while the run goes on, with an envelope besides: `esper.telemetry.read` has it too.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +61,14 @@ class Record:
 def read(path: str | Path) -> list[Record]:
     """The records of a `history.jsonl`.
 
+    What telemetry adds to a line is left out, and so is a last line that was cut short.
+
     Raises:
         ArgumentError: A line is no record; the message has its number.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    *lines, _ = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(json.loads(line)))
         except (ValueError, TypeError) as error:
@@ -76,11 +82,12 @@ def write(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def _record(plain: Any) -> Record:
-    known = {found.name for found in fields(Record)}
-    if not isinstance(plain, dict) or not plain.keys() <= known:
-        raise TypeError(f"an object with some of {sorted(known)} is expected")
+    needed = {"step", "event"}
+    if not isinstance(plain, dict) or not plain.keys() >= needed:
+        raise TypeError(f"an object with {sorted(needed)} is expected")
+    known = {found.name: plain[found.name] for found in fields(Record) if found.name in plain}
     figures = {name: math.nan if value is None else value for name, value in plain.get("figures", {}).items()}
-    return Record(**{**plain, "figures": figures, "programs": tuple(plain.get("programs", ()))})
+    return Record(**{**known, "figures": figures, "programs": tuple(plain.get("programs", ()))})
 
 
 def _sayable(value: float | int | str) -> float | int | str | None:

@@ -1,0 +1,28 @@
+"""The bus of a run as the configuration describes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from esper.configs import EsperConfig
+from esper.telemetry.bus import Bus
+from esper.telemetry.reading import HISTORY
+from esper.telemetry.sinks.base import Sink
+from esper.telemetry.sinks.jsonl import Jsonl
+
+
+def bus_of(config: EsperConfig, folder: Path, *, resume: bool = False) -> Bus:
+    """The bus for a run in a folder: its history, and whatever else is configured.
+
+    Args:
+        config: Its `redis` section, and `components.nissa` and `components.oona`.
+        folder: Of the run.
+        resume: Whether to go on with the history that is there.
+
+    Raises:
+        MissingExtraError: A package is not installed that something configured needs.
+        EventError: To go on with a history that is none.
+    """
+    nissa = config.nissa_settings()
+    sinks: list[Sink] = [Jsonl(folder / HISTORY, resume=resume, fsync=nissa.fsync)]
+    return Bus(*sinks, bound=nissa.queue_bound, timeout=nissa.close_timeout)

@@ -1,0 +1,150 @@
+"""The bus: numbers the events of a run and hands them to its sinks, never waiting for any of them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from esper.errors import ArgumentError
+from esper.telemetry.convert import Recorded
+from esper.telemetry.lane import Counts, Lane, Stamped
+from esper.telemetry.sinks.base import Sink
+
+BOUND = 10_000
+_GRACE = 1.0  # seconds that sinks which work are given for the last notices
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A record of the bus's own."""
+
+    step: int
+    event: str
+    reason: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    run: str = "growth"
+    layer: None = None
+    seed: None = None
+    compiles: int = 0
+    programs: tuple[str, ...] = ()
+    compile_seconds: float = 0.0
+    waited: float = 0.0
+
+
+class Bus:
+    """Takes the events of a run to its sinks, each by a bounded queue and a thread of its own.
+
+    Publishing takes microseconds and never fails or waits, whatever the sinks do. One that is slow or away loses the
+    oldest of its events once its queue is full; how many is counted, said when it is back, and again at the end.
+    It is a callback of `esper.fit`, and a context that closes it. In a forked child it does nothing.
+
+    Args:
+        sinks: Where events go.
+        run_id: Which run it is; None: that of a sink that goes on from a run before, else a new one.
+        bound: How many events may wait for each sink.
+        timeout: Seconds that `close` waits for sinks that do not take events.
+
+    Raises:
+        ArgumentError: Two sinks have one name, or the bound is no positive number.
+
+    Example:
+        >>> from esper.telemetry import Subscriber
+        >>> seen = []
+        >>> with Bus(Subscriber(seen.append)) as bus:
+        ...     bus.tell("start", "an example")
+        >>> seen[0].event, seen[0].sequence
+        ('start', 0)
+    """
+
+    def __init__(self, *sinks: Sink, run_id: str | None = None, bound: int = BOUND, timeout: float = 5.0) -> None:
+        names = [sink.name for sink in sinks]
+        if len(set(names)) < len(names):
+            raise ArgumentError(f"every sink of a bus has a name of its own, and these have {names}: give another name")
+        if bound < 1:
+            raise ArgumentError(f"a queue holds at least one event, not {bound}: give a larger bound")
+        lasts = [sink.last for sink in sinks if sink.last is not None]
+        last = max(lasts, key=lambda event: event.sequence, default=None)
+        self.run_id = run_id or (last.run_id if last and last.run_id else new_run_id())
+        self._sequence = last.sequence + 1 if last else 0
+        self._step, self._run = (last.step, last.run) if last else (0, "growth")
+        self._lock, self._pid, self._closed, self._timeout = threading.Lock(), os.getpid(), False, timeout
+        self._summary: dict[str, Counts] = {}
+        self._lanes = [Lane(sink, bound, self.tell) for sink in sinks]
+        atexit.register(self.close)
+
+    def publish(self, record: Recorded) -> None:
+        """Tells the sinks that something happened; after `close`, and in a forked child, nobody."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        with self._lock:  # so that every queue has them in the order of their numbers
+            stamped = Stamped(record, self.run_id, self._sequence, time.time())
+            self._sequence, self._step, self._run = self._sequence + 1, record.step, record.run
+            for lane in self._lanes:
+                lane.put(stamped)
+
+    def __call__(self, record: Recorded, run: Any = None) -> None:
+        """As a callback of `esper.fit`."""
+        self.publish(record)
+
+    def tell(self, event: str, reason: str, figures: Mapping[str, Any] | None = None) -> None:
+        """Publishes an event without a record, at the step of the last one."""
+        self.publish(_Own(self._step, event, reason, figures or {}, self._run))
+
+    def counts(self) -> dict[str, Counts]:
+        """What became of the events so far, by sink."""
+        return self._summary or {lane.sink.name: lane.counts() for lane in self._lanes}
+
+    def close(self, timeout: float | None = None) -> dict[str, Counts]:
+        """Writes what waits, says what was lost, and closes the sinks; what was closed stays so.
+
+        Args:
+            timeout: Seconds that sinks which do not take events are waited for; None: what the bus was given.
+
+        Returns:
+            What became of the events, by sink.
+        """
+        if self._closed or os.getpid() != self._pid:
+            return self._summary
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        for lane in self._lanes:
+            lane.hurry(deadline)
+        written = [lane.flush(deadline) for lane in self._lanes]
+        for lane in self._lanes:
+            if lost := lane.losses():
+                name = lane.sink.name
+                self.tell("drops", f"{name} missed {lost} events of this run", {"sink": name, "total": lost})
+        self._closed = True
+        grace = time.monotonic() + _GRACE
+        self._summary = {
+            lane.sink.name: lane.end(grace if well else deadline)
+            for lane, well in zip(self._lanes, written, strict=True)
+        }
+        atexit.unregister(self.close)
+        return self._summary
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.tell("failed", f"the run ended by {kind.__name__}")
+        self.close()
+
+
+def new_run_id() -> str:
+    """A name for a run: when it began, in UTC, and enough chance to be unique.
+
+    >>> len(new_run_id())
+    22
+    """
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
