@@ -1,0 +1,128 @@
+"""The servers the other tests rely on: they answer, refuse a wrong password, survive a kill, and leave nothing."""
+
+import os
+import socket
+from pathlib import Path
+
+import obstore
+import psycopg
+import pytest
+import redis as redis_client
+from obstore.store import S3Store
+
+from services.proxy import proxy
+from services.servers import postgres, redis, s3
+
+
+def sql(section, statement, **changed):
+    keys = {"dbname": "database", "user": "username", "sslmode": "ssl_mode", "sslrootcert": "ssl_root_cert"}
+    options = {name: section[key] for name, key in keys.items() if key in section}
+    options |= {"host": section["host"], "port": section["port"], "password": section["password"]}
+    with psycopg.connect(**(options | changed), autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def client(section, **changed):
+    options = {key: section[key] for key in ("host", "port", "password")}
+    return redis_client.Redis(**options, ssl=section.get("tls", False), ssl_ca_certs=section.get("ca_file"), **changed)
+
+
+def bucket(section, **changed):
+    options = {
+        "endpoint": section["endpoint_url"],
+        "access_key_id": section["access_key"],
+        "secret_access_key": section["secret_key"],
+        "region": "us-east-1",
+    }
+    trusted = {"root_certificate": Path(section["ca_file"]).read_bytes()} if "ca_file" in section else {}
+    return S3Store(
+        section["bucket_name"],
+        **(options | changed),
+        client_options={"allow_http": True, **trusted},
+        retry_config={"max_retries": 0},
+    )
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_postgres_keeps_what_it_acknowledged_when_it_is_killed(tmp_path, tls):
+    with postgres(tmp_path, tls=tls) as server:
+        sql(server.section, "CREATE TABLE kept (x int)")
+        sql(server.section, "INSERT INTO kept VALUES (7)")
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            sql(server.section, "SELECT 1", password="wrong")
+        server.kill()
+        assert not server.running
+        server.start()
+        assert sql(server.section, "SELECT x FROM kept") == [(7,)]
+        assert sql(server.section, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(tls,)]
+        owner = int(sql(server.admin, "SELECT 1")[0][0])
+        assert owner == 1 and os.stat(server.data).st_uid != 0
+    assert not server.running
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_redis_keeps_what_it_acknowledged_when_it_is_killed(tmp_path, tls):
+    with redis(tmp_path, tls=tls) as server:
+        with client(server.section) as reader:
+            reader.xadd("events", {"x": "7"})
+        server.kill()
+        server.start()
+        with client(server.section) as reader:
+            assert reader.xlen("events") == 1
+        with (
+            client(server.section | {"password": "wrong"}) as reader,
+            pytest.raises(redis_client.AuthenticationError),
+        ):
+            reader.ping()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_nanio_keeps_objects_and_checks_signatures(tmp_path, tls):
+    with s3(tmp_path, tls=tls) as server:
+        obstore.put(bucket(server.section), "a/b", b"seven")
+        server.stop()
+        server.start()
+        assert bytes(obstore.get(bucket(server.section), "a/b").bytes()) == b"seven"
+        with pytest.raises(obstore.exceptions.PermissionDeniedError):
+            obstore.get(bucket(server.section, secret_access_key="wrong"), "a/b")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_moto_puts_on_a_condition(tmp_path, tls):
+    with s3(tmp_path, flavour="moto", tls=tls) as server:
+        obstore.put(bucket(server.section), "a", b"1", mode="create")
+        with pytest.raises(obstore.exceptions.AlreadyExistsError):
+            obstore.put(bucket(server.section), "a", b"2", mode="create")
+        server.kill()
+        server.start()
+        assert obstore.list(bucket(server.section)).collect() == []
+
+
+def test_a_proxy_delays_refuses_and_cuts(redis_server):
+    with proxy(redis_server.port) as between:
+        section = redis_server.section | {"port": between.port}
+        with client(section, socket_timeout=0.5, retry=None) as reader:
+            assert reader.ping()
+            between.delay = 2.0
+            with pytest.raises(redis_client.TimeoutError):
+                reader.ping()
+            between.delay = 0.0
+            between.cut()
+            between.refusing = True
+            with pytest.raises(redis_client.ConnectionError):
+                reader.ping()
+            between.refusing = False
+            assert reader.ping()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", between.port))
+
+
+def test_a_paused_server_answers_when_it_goes_on(tmp_path):
+    with redis(tmp_path) as server, client(server.section, socket_timeout=0.3, retry=None) as reader:
+        assert reader.ping()
+        server.pause()
+        with pytest.raises(redis_client.TimeoutError):
+            reader.ping()
+        server.resume()
+        assert reader.ping()
