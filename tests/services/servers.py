@@ -18,6 +18,7 @@ from typing import Literal
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from esper.configs import DatabaseConfig, RedisConfig
 from services.certificates import Certificates, make_certificates
 from services.process import Server, account, free_port, unprivileged
 
@@ -215,17 +216,7 @@ def _log(folder: Path, name: str) -> Path:
 def _connect(section: dict):
     import psycopg
 
-    return psycopg.connect(
-        host=section["host"],
-        port=section["port"],
-        dbname=section["database"],
-        user=section["username"],
-        password=section["password"],
-        sslmode=section.get("ssl_mode", "prefer"),
-        sslrootcert=section.get("ssl_root_cert"),
-        connect_timeout=5,
-        autocommit=True,
-    )
+    return psycopg.connect(**DatabaseConfig(**section).options(), autocommit=True)
 
 
 def _run_sql(section: dict, *statements: str) -> None:
@@ -247,13 +238,7 @@ def _admin_answers(section: dict) -> bool:
 def _redis_answers(section: dict) -> bool:
     import redis
 
-    client = redis.Redis(
-        host=section["host"],
-        port=section["port"],
-        password=section["password"],
-        ssl=section.get("tls", False),
-        ssl_ca_certs=section.get("ca_file"),
-    )
+    client = redis.Redis(**RedisConfig(**section).options())
     try:
         return bool(client.ping())
     except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError, while it reads its data, is one

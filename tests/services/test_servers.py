@@ -2,7 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
 
 import obstore
 import psycopg
@@ -10,38 +9,23 @@ import pytest
 import redis as redis_client
 from obstore.store import S3Store
 
+from esper.configs import DatabaseConfig, RedisConfig, StorageConfig
 from services.proxy import proxy
 from services.servers import postgres, redis, s3
 
 
 def sql(section, statement, **changed):
-    keys = {"dbname": "database", "user": "username", "sslmode": "ssl_mode", "sslrootcert": "ssl_root_cert"}
-    options = {name: section[key] for name, key in keys.items() if key in section}
-    options |= {"host": section["host"], "port": section["port"], "password": section["password"]}
-    with psycopg.connect(**(options | changed), autocommit=True) as connection:
+    with psycopg.connect(**DatabaseConfig(**(section | changed)).options(), autocommit=True) as connection:
         cursor = connection.execute(statement)
         return cursor.fetchall() if cursor.description else []
 
 
 def client(section, **changed):
-    options = {key: section[key] for key in ("host", "port", "password")}
-    return redis_client.Redis(**options, ssl=section.get("tls", False), ssl_ca_certs=section.get("ca_file"), **changed)
+    return redis_client.Redis(**RedisConfig(**section).options() | changed)
 
 
 def bucket(section, **changed):
-    options = {
-        "endpoint": section["endpoint_url"],
-        "access_key_id": section["access_key"],
-        "secret_access_key": section["secret_key"],
-        "region": "us-east-1",
-    }
-    trusted = {"root_certificate": Path(section["ca_file"]).read_bytes()} if "ca_file" in section else {}
-    return S3Store(
-        section["bucket_name"],
-        **(options | changed),
-        client_options={"allow_http": True, **trusted},
-        retry_config={"max_retries": 0},
-    )
+    return S3Store(**StorageConfig(**(section | changed)).options(), retry_config={"max_retries": 0})
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -85,7 +69,7 @@ def test_nanio_keeps_objects_and_checks_signatures(tmp_path, tls):
         server.start()
         assert bytes(obstore.get(bucket(server.section), "a/b").bytes()) == b"seven"
         with pytest.raises(obstore.exceptions.PermissionDeniedError):
-            obstore.get(bucket(server.section, secret_access_key="wrong"), "a/b")
+            obstore.get(bucket(server.section, secret_key="wrong"), "a/b")
 
 
 @pytest.mark.parametrize("tls", [False, True])
