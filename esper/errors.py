@@ -114,8 +114,8 @@ class EventError(EsperError, ValueError):
     """A line that is no telemetry event, or of a schema that this version does not read."""
 
 
-class SinkError(EsperError, OSError):
-    """A place that telemetry goes to cannot be written to; the message says what to do. Training goes on."""
+class TelemetryError(EsperError, OSError):
+    """A place of telemetry that cannot be written to or read; the message says what to do. Training goes on."""
 
 
 class ShardingError(EsperError, ValueError):

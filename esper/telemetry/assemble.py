@@ -25,4 +25,20 @@ def bus_of(config: EsperConfig, folder: Path, *, resume: bool = False) -> Bus:
     """
     nissa = config.nissa_settings()
     sinks: list[Sink] = [Jsonl(folder / HISTORY, resume=resume, fsync=nissa.fsync)]
+    if config.redis is not None and nissa.redis:
+        from esper.telemetry.sinks.redis_streams import RedisStreams
+
+        sinks.append(RedisStreams(config.redis, config.oona_settings()))
+    if nissa.tensorboard:
+        from esper.telemetry.sinks.tensorboard import TensorBoard
+
+        sinks.append(TensorBoard(folder / "tensorboard"))
+    if nissa.prometheus_port is not None:
+        from esper.telemetry.sinks.prometheus import Prometheus
+
+        sinks.append(Prometheus(nissa.prometheus_port, nissa.prometheus_host))
+    if nissa.otel_endpoint is not None:
+        from esper.telemetry.sinks.otel import OpenTelemetry
+
+        sinks.append(OpenTelemetry(nissa.otel_endpoint))
     return Bus(*sinks, bound=nissa.queue_bound, timeout=nissa.close_timeout)

@@ -27,8 +27,8 @@ class Sink(ABC):
         """Writes the events, all or none as far as it can; they come again after a failure.
 
         Raises:
-            OSError: What keeps it from writing may pass: it is tried again until it does. A `SinkError` says what to
-                do about it.
+            OSError: What keeps it from writing may pass: it is tried again until it does. A `TelemetryError` says what
+                to do about it.
             Exception: Anything else may be the events' fault: they are given up after a few tries.
         """
 

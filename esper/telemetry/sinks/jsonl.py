@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from esper.errors import EventError, SinkError
+from esper.errors import EventError
 from esper.telemetry.convert import parse
 from esper.telemetry.events import Event
 from esper.telemetry.sinks.base import Sink
+from esper.telemetry.sinks.files import Appended
 
 _CHUNK = 1 << 16
-
-_ADVICE = {
-    errno.ENOSPC: "make room on the disk",
-    errno.EDQUOT: "make room within the quota",
-    errno.EFBIG: "raise the limit on file sizes, or move the file away",
-    errno.EACCES: "let this user write there, or choose another folder",
-    errno.EPERM: "let this user write there, or choose another folder",
-    errno.EROFS: "choose a folder on a disk that can be written to",
-    errno.ENOTDIR: "choose another folder: a part of this path is a file",
-    errno.EISDIR: "choose another name: this is a folder",
-}
 
 
 class Jsonl(Sink):
@@ -48,45 +37,17 @@ class Jsonl(Sink):
     name = "jsonl"
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, fsync: bool = False) -> None:
-        self.path, self._fsync, self._fresh = Path(path), fsync, not resume
-        self._file: int | None = None
+        self.path, self._fsync = Path(path), fsync
         self.last = last_event(self.path) if resume else None
+        self._file = Appended(self.path, replace=not resume, begin=_cut_torn_line)
 
     def write(self, events: Sequence[Event]) -> None:
         """Appends the events' lines, all or none."""
-        try:
-            _append(self._opened(), b"".join(event.line for event in events))
-            if self._fsync and self._file is not None:
-                os.fsync(self._file)
-        except OSError as error:
-            self._drop()
-            raise _refusal(self.path, error) from error
+        self._file.append(b"".join(event.line for event in events), sync=self._fsync)
 
     def close(self) -> None:
         """Forces what was written to the disk."""
-        if self._file is not None:
-            try:
-                os.fsync(self._file)
-            finally:
-                self._drop()
-
-    def _opened(self) -> int:
-        """The file, opened again if it is no longer the one at the path."""
-        if self._file is not None and not _is_at(self._file, self.path):
-            self._drop()
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._fresh:
-                self.path.unlink(missing_ok=True)  # who follows the old file sees that there is a new one
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._fresh = False
-            _cut_torn_line(self._file)
-        return self._file
-
-    def _drop(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._file.close()
 
 
 def last_event(path: Path) -> Event | None:
@@ -100,7 +61,7 @@ def last_event(path: Path) -> Event | None:
     except FileNotFoundError:
         return None
     try:
-        end = _end_of_lines(file)
+        end = _end_of_lines(file, os.fstat(file).st_size)
         begin = _end_of_lines(file, end - 1)
         line = os.pread(file, end - begin, begin)
     finally:
@@ -111,25 +72,15 @@ def last_event(path: Path) -> Event | None:
         raise EventError(f"{path} is not the history of a run, so it cannot be gone on with: {error}") from None
 
 
-def _append(file: int, lines: bytes) -> None:
-    """Writes all of it, or leaves the file as it was."""
-    before = os.fstat(file).st_size
-    try:
-        while lines:
-            lines = lines[os.write(file, lines) :]
-    except OSError:
-        os.ftruncate(file, before)
-        raise
-
-
 def _cut_torn_line(file: int) -> None:
-    if os.fstat(file).st_size:
-        os.ftruncate(file, _end_of_lines(file))
+    size = os.fstat(file).st_size
+    if (end := _end_of_lines(file, size)) < size:
+        os.ftruncate(file, end)
 
 
-def _end_of_lines(file: int, before: int | None = None) -> int:
-    """Where the last line that ends before `before`, or before the file's end, ends; 0: there is none."""
-    at = os.fstat(file).st_size if before is None else max(before, 0)
+def _end_of_lines(file: int, before: int) -> int:
+    """Where the last line ends whose end is before `before`; 0: there is none."""
+    at = max(before, 0)
     while at > 0:
         size = min(_CHUNK, at)
         found = os.pread(file, size, at - size).rfind(b"\n")
@@ -137,15 +88,3 @@ def _end_of_lines(file: int, before: int | None = None) -> int:
             return at - size + found + 1
         at -= size
     return 0
-
-
-def _is_at(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _refusal(path: Path, error: OSError) -> SinkError:
-    move = _ADVICE.get(error.errno or 0, "see to that")
-    return SinkError(f"{path} cannot be written: {error.strerror or error}; {move}, and it goes on by itself")
