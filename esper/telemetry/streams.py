@@ -6,15 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from esper.configs import OonaSettings, RedisConfig
 from esper.telemetry.convert import parse
 from esper.telemetry.events import Event
 from esper.telemetry.redis_client import client, event_stream, explained, run_index
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 _LOG = logging.getLogger("esper.telemetry")
 _COUNT = 500  # entries in one answer
@@ -110,7 +107,7 @@ class _Server:
     ) -> None:
         self.config, self.oona, self._runs = config, oona or OonaSettings(), runs
         self.stop = stop or threading.Event()
-        self.client: Redis = client(config)
+        self.client: Any = client(config)  # whose types are those of its asynchronous twin as well
         self._away = False
 
     def __enter__(self) -> _Server:
@@ -158,12 +155,12 @@ class _Server:
 
     def streams(self) -> list[str]:
         """The streams to read; those of all runs where none were named."""
-        runs: Any = self._runs or [run.decode() for run in self.client.zrange(run_index(self.oona), 0, -1)]
+        runs = self._runs or [run.decode() for run in self.client.zrange(run_index(self.oona), 0, -1)]
         return [event_stream(self.oona, run) for run in runs]
 
     def end(self, stream: str) -> bytes:
         """The id of the last entry."""
-        last: Any = self.client.xrevrange(stream, count=1)
+        last = self.client.xrevrange(stream, count=1)
         return last[0][0] if last else b"0-0"
 
     def after(self, places: dict[str, bytes]) -> Entries:
@@ -223,7 +220,7 @@ class _Group:
             return []
         found: Entries = []
         for stream in streams:
-            answer: Any = self._server.client.xautoclaim(stream, self.name, self._consumer, idle, count=_COUNT)
+            answer = self._server.client.xautoclaim(stream, self.name, self._consumer, idle, count=_COUNT)
             found += _entries([(stream.encode(), answer[1])])
         if not found:
             self._claimed = now

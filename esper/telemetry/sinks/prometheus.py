@@ -40,7 +40,8 @@ class Prometheus(Sink):
             raise MissingExtraError("Prometheus", "prometheus-client", "prometheus") from error
         self._host, self._asked = host, port
         self._registry = CollectorRegistry()
-        seed, own = (*_RUN, "layer", "seed"), {"registry": self._registry}
+        seed = (*_RUN, "layer", "seed")
+        own: dict[str, Any] = {"registry": self._registry}
         self._step = Gauge("esper_step", "Training steps done.", _RUN, **own)
         self._time = Gauge("esper_last_event_seconds", "When the last event happened, since the epoch.", _RUN, **own)
         self._figure = Gauge("esper_figure", "The latest value of a figure of evaluations.", (*_RUN, "name"), **own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from esper.configs import OonaSettings, RedisConfig
 from esper.telemetry.events import Event
@@ -41,7 +42,7 @@ class RedisStreams(Sink):
         try:
             with self._client.pipeline(transaction=True) as pipeline:
                 for event in events:
-                    entry = {"event": event.line[:-1]}
+                    entry: Any = {"event": event.line[:-1]}
                     pipeline.xadd(event_stream(oona, event.run_id), entry, maxlen=oona.maxlen, approximate=True)
                 now = time.time()
                 for run_id in {event.run_id for event in events}:

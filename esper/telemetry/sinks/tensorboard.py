@@ -53,10 +53,9 @@ class TensorBoard(Sink):
 
 
 def _begin(file: int) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event as Written
-
+    written, _ = _messages()
     if not os.fstat(file).st_size:
-        os.write(file, _records([Written(wall_time=time.time(), file_version="brain.Event:2")]))
+        os.write(file, _records([written(wall_time=time.time(), file_version="brain.Event:2")]))
 
 
 def _records(written: Iterable[Any]) -> bytes:
@@ -71,15 +70,23 @@ def _records(written: Iterable[Any]) -> bytes:
 
 def _written(event: Event) -> Iterator[Any]:
     """The event as TensorBoard's events."""
-    from tensorboard.compat.proto.event_pb2 import Event as Written
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.text.summary_v2 import text_pb
 
+    written, summary = _messages()
     at = {"step": event.step, "wall_time": event.time.timestamp() if event.time else 0.0}
     place = "" if event.layer is None else f"{event.layer or '(root)'}[{event.seed}]/"
     for name, value in event.figures.items():
         if isinstance(value, int | float):
-            figure = Summary.Value(tag=f"{place}{name}", simple_value=float(value))
-            yield Written(**at, summary=Summary(value=[figure]))
+            figure = summary.Value(tag=f"{place}{name}", simple_value=float(value))
+            yield written(**at, summary=summary(value=[figure]))
     if event.reason:
-        yield Written(**at, summary=text_pb(f"{place}{event.event}", event.reason))
+        yield written(**at, summary=text_pb(f"{place}{event.event}", event.reason))
+
+
+def _messages() -> tuple[Any, Any]:
+    """TensorBoard's Event and Summary, which are made when they are imported, so that no type checker knows them."""
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+
+    events: Any = event_pb2
+    summaries: Any = summary_pb2
+    return events.Event, summaries.Summary
