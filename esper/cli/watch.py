@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "watch",
         help="show runs as they go",
-        description="Shows runs as they go: a view that changes in terminals, a line an event elsewhere. Ctrl-C ends it.",
+        description="Shows runs as they go: in terminals a view that changes, elsewhere a line an event, until Ctrl-C.",
     )
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", help="the folder of a run, or of several; with Redis, the id of a run"

@@ -117,9 +117,8 @@ class Bus:
         for lane in self._lanes:
             lane.hurry(deadline)
         written = [lane.flush(deadline) for lane in self._lanes]
-        for lane in self._lanes:
-            if lost := lane.losses():
-                name = lane.sink.name
+        for name, lost in {lane.sink.name: lane.losses() for lane in self._lanes}.items():
+            if lost:
                 self.tell("drops", f"{name} missed {lost} events of this run", {"sink": name, "total": lost})
         self._closed = True
         grace = time.monotonic() + _GRACE

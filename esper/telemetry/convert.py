@@ -5,12 +5,13 @@ The loop is a floor above: a record is met by its fields, not by its class.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from esper.errors import EventError
 from esper.telemetry.events import KINDS, SCHEMA_VERSION, Event, Notice, Other
@@ -57,10 +58,8 @@ def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) ->
         seconds: When it was told, since the epoch.
     """
     envelope = {"run_id": run_id, "sequence": sequence, "time": datetime.fromtimestamp(seconds, UTC)}
-    try:
-        return _event(record, envelope, lambda value: value)
-    except Exception:
-        pass  # numbers of numpy's, options that are tuples, text that is no Unicode: few, so they may take longer
+    with suppress(Exception):  # for numbers of numpy's, options that are tuples, text that is no Unicode: few have any
+        return _event(record, envelope, _as_it_is)
     try:
         return _event(record, envelope, _plain)
     except Exception as error:  # whatever it is, the thread that meets it has others to write
@@ -70,7 +69,13 @@ def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) ->
 
 def _event(record: Recorded, envelope: dict[str, Any], plain: Callable[[Any], Any]) -> Event:
     fields = {name: plain(getattr(record, name)) for name in _FIELDS}
-    return KINDS.get(fields["event"], Other)(**envelope, **fields)
+    event = KINDS.get(fields["event"], Other)(**envelope, **fields)
+    assert event.line  # can be written
+    return event
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _wrong(error: ValidationError) -> str:
@@ -89,8 +94,8 @@ def parse(line: str | bytes, *, run_id: str = "", sequence: int = 0) -> Event:
         EventError: It is none, or of a newer major version.
     """
     try:
-        plain = json.loads(line)
-    except (ValueError, RecursionError):
+        plain = from_json(line)
+    except ValueError:
         raise EventError("no JSON") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("event"), str):
         raise EventError('no object with an "event"')

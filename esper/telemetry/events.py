@@ -90,12 +90,14 @@ class Course(Base, frozen=True):
     """A run begins, goes on, or ends; "failed": by an error."""
 
     event: Literal["start", "resume", "end", "failed"]
+    """What happened."""
 
 
 class Measurement(Base, frozen=True):
     """Metrics: of an evaluation, or a score on data that nothing is decided on."""
 
     event: Literal["evaluate", "score"]
+    """What happened."""
 
 
 class Seed(Base, frozen=True):
@@ -115,6 +117,7 @@ class Seed(Base, frozen=True):
         "remove",
         "alpha",
     ]
+    """What happened."""
     layer: str = Field(default=...)
     """The layer it happened to; the root's name is empty."""
     seed: int = Field(default=...)
@@ -125,24 +128,28 @@ class Decision(Base, frozen=True):
     """A policy decided to hold still, or on a change of structure, which is being compiled."""
 
     event: Literal["hold", "prepare"]
+    """What happened."""
 
 
 class Compile(Base, frozen=True):
     """Batches of another shape came: the step is compiled for them. Compiles of other causes are on their events."""
 
     event: Literal["shape"]
+    """What happened."""
 
 
 class Health(Base, frozen=True):
     """The governor looks closer, goes back to a sound state, or gives the run up."""
 
     event: Literal["watch", "rollback", "give_up"]
+    """What happened."""
 
 
 class Notice(Base, frozen=True):
     """Telemetry about itself: a sink failed or is back, events were dropped, a record was none."""
 
     event: Literal["sink_down", "sink_up", "drops", "malformed"]
+    """What happened."""
 
 
 class Other(Base, frozen=True):

@@ -205,11 +205,11 @@ class Lane:
             self._tell("sink_up", "it takes events again", {"sink": self.sink.name})
 
     def _report(self) -> None:
-        """Says how many events were dropped since it was said last, once the sink takes any again."""
+        """Says how many events were dropped since it was said last, once the sink takes any and there is room again."""
         now = time.monotonic()
         with self._changed:
             new, total = self._dropped - self._told, self._dropped
-            if not new or self._problem or now - self._told_at < _REPORTS:
+            if not new or self._problem or now - self._told_at < _REPORTS or len(self._queue) >= self._bound:
                 return
             self._told, self._told_at = total, now
         reason = f"{new} events for {self.sink.name} were dropped: it took them slower than they came, or not at all"

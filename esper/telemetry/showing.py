@@ -100,8 +100,9 @@ def _warning(text: str) -> Text:
 
 
 def _drawn(curve: Curve, bars: str) -> str:
-    """The curve's last part, its lowest value the lowest bar; a gap where it is not finite."""
-    values = [value for _, value in curve[-_WIDTH:]]
+    """The curve, its lowest value the lowest bar; a gap where it is not finite."""
+    shown = min(_WIDTH, len(curve))
+    values = [curve[at * (len(curve) - 1) // max(shown - 1, 1)][1] for at in range(shown)]
     finite = [value for value in values if math.isfinite(value)]
     low, span = min(finite, default=0.0), (max(finite) - min(finite)) if finite else 0.0
     top = len(bars) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from esper.errors import TelemetryError
@@ -69,7 +70,7 @@ class Appended:
             self._let_go()
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._replace:
+            if self._replace and self._path.is_file():  # not a device
                 self._path.unlink(missing_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._replace = False
@@ -89,7 +90,8 @@ def _whole(file: int, data: bytes) -> None:
         while data:
             data = data[os.write(file, data) :]
     except OSError:
-        os.ftruncate(file, before)
+        with suppress(OSError):  # where nothing can be taken back, a part of a line stays, and goes at the next opening
+            os.ftruncate(file, before)
         raise
 
 
