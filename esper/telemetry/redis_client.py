@@ -19,7 +19,10 @@ _ADVICE = (
     ("OutOfMemoryError", "raise Redis's maxmemory, or lower components.oona.config.maxlen"),
     ("ReadOnlyError", "name the primary in redis.host: this is a replica"),
     ("BusyLoadingError", "wait until it has loaded its data"),
-    ("TimeoutError", "see whether it is overloaded or far away; redis.timeout says how long it may take"),
+    (
+        "TimeoutError",
+        "see whether it is overloaded, and whether redis.tls is right; redis.timeout says how long it may take",
+    ),
     ("ConnectionError", "start it, or correct redis.host, redis.port and redis.tls"),
 )
 
