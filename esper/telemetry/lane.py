@@ -6,19 +6,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 from esper.configs.redaction import redacted
-from esper.telemetry.convert import Recorded, event_of
 from esper.telemetry.events import Event
 from esper.telemetry.sinks.base import Sink
 
 _LOG = logging.getLogger("esper.telemetry")
 
-_LINGER = 0.02  # seconds for which a thread that was woken lets events gather: one write, not one each
 _BATCH = 1000  # events in one write
 _FIRST, _LONGEST = 0.1, 30.0  # seconds between tries, doubled from one to the other
 _SOON = 0.25  # the same, when the bus is being closed
@@ -43,18 +40,6 @@ class Counts:
     problem: str
 
 
-class Stamped:
-    """A record with its place in the run; the event is made by the first thread that needs it, not by training's."""
-
-    def __init__(self, record: Recorded, run_id: str, sequence: int, seconds: float) -> None:
-        self._record, self._run_id, self._sequence, self._seconds = record, run_id, sequence, seconds
-
-    @cached_property
-    def event(self) -> Event:
-        """The event; two threads that come at once make it twice, and equal."""
-        return event_of(self._record, run_id=self._run_id, sequence=self._sequence, seconds=self._seconds)
-
-
 class Lane:
     """A sink, its queue and its thread.
 
@@ -66,27 +51,30 @@ class Lane:
 
     def __init__(self, sink: Sink, bound: int, tell: Tell) -> None:
         self.sink, self._bound, self._tell = sink, bound, tell
-        self._queue: deque[Stamped] = deque()
+        self._queue: deque[Event] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._deadline = float("inf")
-        self._busy, self._idle = 0, False  # events in the thread's hands; whether it waits to be woken
+        self._busy = 0  # events in the thread's hands
         self._written = self._dropped = self._told = 0
         self._told_at = 0.0
         self._problem, self._ended = "", False
         self._thread = threading.Thread(target=self._work, name=f"esper-telemetry-{sink.name}", daemon=True)
         self._thread.start()
 
-    def put(self, stamped: Stamped) -> None:
-        """Adds an event; never waits for the sink."""
+    def put(self, events: Sequence[Event]) -> None:
+        """Adds events; never waits for the sink."""
         with self._changed:
-            if len(self._queue) >= self._bound:
+            self._queue.extend(events)
+            while len(self._queue) > self._bound:
                 self._queue.popleft()
                 self._dropped += 1
-            self._queue.append(stamped)
-            if self._idle:
-                self._idle = False
-                self._changed.notify_all()
+            self._changed.notify_all()
+
+    def lost(self, events: int) -> None:
+        """Counts events that were dropped before they came here."""
+        with self._changed:
+            self._dropped += events
 
     def counts(self) -> Counts:
         """What became of the events so far; those that wait are neither written nor dropped."""
@@ -104,7 +92,7 @@ class Lane:
         return True
 
     def hurry(self, deadline: float) -> None:
-        """Lets nothing gather from now on, and tries again at once what waits to be tried."""
+        """Tries again at once what waits to be tried, and gives up then."""
         self._deadline = deadline
         self._closing.set()
         with self._changed:
@@ -139,26 +127,22 @@ class Lane:
         except Exception as error:
             _LOG.warning("telemetry to %s did not close well: %s", self.sink.name, _said(error))
 
-    def _take(self) -> list[Stamped]:
+    def _take(self) -> list[Event]:
         """The next events, waiting for them; none: there will be none."""
         with self._changed:
             while not self._queue:
                 if self._ended:
                     return []
-                self._idle = True
                 self._changed.wait()
-        self._closing.wait(_LINGER)
-        with self._changed:
-            self._idle = False
             batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
             self._busy = len(batch)
         return batch
 
-    def _deliver(self, batch: list[Stamped]) -> None:
-        events, pause, tries = [stamped.event for stamped in batch], _FIRST, 0
+    def _deliver(self, batch: list[Event]) -> None:
+        pause, tries = _FIRST, 0
         while True:
             try:
-                self.sink.write(events)
+                self.sink.write(batch)
             except Exception as error:
                 tries += 1
                 self._failed(error)
