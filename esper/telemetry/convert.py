@@ -5,9 +5,8 @@ The loop is a floor above: a record is met by its fields, not by its class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -15,10 +14,6 @@ from pydantic_core import from_json
 
 from esper.errors import EventError
 from esper.telemetry.events import KINDS, SCHEMA_VERSION, Event, Notice, Other
-
-_FIELDS = (
-    "step", "event", "reason", "layer", "seed", "figures", "compiles", "programs", "compile_seconds", "waited", "run",
-)  # fmt: skip
 
 
 class Recorded(Protocol):
@@ -57,25 +52,36 @@ def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) ->
         sequence: Its number in the run.
         seconds: When it was told, since the epoch.
     """
-    envelope = {"run_id": run_id, "sequence": sequence, "time": datetime.fromtimestamp(seconds, UTC)}
+    envelope: dict[str, Any] = {"run_id": run_id, "sequence": sequence, "time": seconds}
     with suppress(Exception):  # for numbers of numpy's, options that are tuples, text that is no Unicode: few have any
-        return _event(record, envelope, _as_it_is)
+        return _event({**envelope, **_fields(record)})
     try:
-        return _event(record, envelope, _plain)
+        return _event({**envelope, **{name: _plain(value) for name, value in _fields(record).items()}})
     except Exception as error:  # whatever it is, the thread that meets it has others to write
         wrong = _wrong(error) if isinstance(error, ValidationError) else type(error).__name__
         return Notice(**envelope, step=0, event="malformed", reason=f"a {type(record).__name__} is no event: {wrong}")
 
 
-def _event(record: Recorded, envelope: dict[str, Any], plain: Callable[[Any], Any]) -> Event:
-    fields = {name: plain(getattr(record, name)) for name in _FIELDS}
-    event = KINDS.get(fields["event"], Other)(**envelope, **fields)
+def _fields(record: Recorded) -> dict[str, Any]:
+    return {
+        "step": record.step,
+        "event": record.event,
+        "reason": record.reason,
+        "layer": record.layer,
+        "seed": record.seed,
+        "figures": record.figures,
+        "compiles": record.compiles,
+        "programs": record.programs,
+        "compile_seconds": record.compile_seconds,
+        "waited": record.waited,
+        "run": record.run,
+    }
+
+
+def _event(values: dict[str, Any]) -> Event:
+    event = KINDS.get(values["event"], Other).model_validate(values)
     assert event.line  # can be written
     return event
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 def _wrong(error: ValidationError) -> str:

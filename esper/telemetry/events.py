@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 SCHEMA_VERSION = 1
 
@@ -22,7 +22,7 @@ Scalar = bool | int | float | str
 
 def _finite_again(figures: Any) -> Any:
     """JSON has no figure that is not finite: null stands for it."""
-    if not isinstance(figures, Mapping):
+    if not isinstance(figures, Mapping) or None not in figures.values():
         return figures
     return {name: math.nan if value is None else value for name, value in figures.items()}
 
@@ -32,7 +32,7 @@ def _in_utc(time: datetime) -> datetime:
 
 
 Figures = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_finite_again)]
-UtcTime = Annotated[AwareDatetime, PlainSerializer(lambda time: _in_utc(time).isoformat().replace("+00:00", "Z"), str)]
+UtcTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class Base(BaseModel, frozen=True):
