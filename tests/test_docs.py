@@ -53,6 +53,11 @@ def test_the_page_on_saving_runs():
     assert list(scope["trained"].state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
 
 
+def test_the_page_on_telemetry_runs():
+    scope = run_blocks("docs/telemetry.md", 4)
+    assert [event.sequence for event in scope["events"]] == list(range(len(scope["events"])))
+
+
 def test_the_page_on_blueprints_runs():
     scope = run_blocks("docs/blueprints.md", 2)
     assert scope["cost"].parameters == 4 * 8 + 8 + 8 * 6 + 6
