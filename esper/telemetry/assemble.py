@@ -11,20 +11,18 @@ from esper.telemetry.sinks.base import Sink
 from esper.telemetry.sinks.jsonl import Jsonl
 
 
-def bus_of(config: EsperConfig, folder: Path, *, resume: bool = False) -> Bus:
+def bus_of(config: EsperConfig, folder: Path) -> Bus:
     """The bus for a run in a folder: its history, and whatever else is configured.
 
     Args:
         config: Its `redis` section, and `components.nissa` and `components.oona`.
-        folder: Of the run.
-        resume: Whether to go on with the history that is there.
+        folder: Of the run; a history that is there is replaced.
 
     Raises:
         MissingExtraError: A package is not installed that something configured needs.
-        EventError: To go on with a history that is none.
     """
     nissa = config.nissa_settings()
-    sinks: list[Sink] = [Jsonl(folder / HISTORY, resume=resume, fsync=nissa.fsync)]
+    sinks: list[Sink] = [Jsonl(folder / HISTORY, fsync=nissa.fsync)]
     if config.redis is not None and nissa.redis:
         from esper.telemetry.sinks.redis_streams import RedisStreams
 

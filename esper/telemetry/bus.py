@@ -24,7 +24,7 @@ from esper.telemetry.lane import Counts, Lane
 from esper.telemetry.sinks.base import Sink
 
 BOUND = 10_000
-_LINGER = 0.02  # seconds for which records may gather: one write for all of them, not one each
+_LINGER = 0.1  # seconds for which records gather: threads that wake for each would keep waking the one that trains
 _GRACE = 1.0  # seconds that sinks which work are given for the last notices
 
 
@@ -95,12 +95,13 @@ class Bus:
         """Tells the sinks that something happened; after `close`, and in a forked child, nobody."""
         if self._closed or os.getpid() != self._pid:
             return
+        step, run = record.step, record.run
         with self._lock:
             if len(self._inbox) >= self._bound:
                 self._inbox.popleft()
                 self._lost += 1
             self._inbox.append((record, self._sequence, time.time()))
-            self._sequence, self._step, self._run = self._sequence + 1, record.step, record.run
+            self._sequence, self._step, self._run = self._sequence + 1, step, run
         if not self._arrived.is_set():
             self._arrived.set()
 

@@ -41,7 +41,7 @@ def follow_redis(
 
     Raises:
         MissingExtraError: The package `redis` is not installed.
-        TelemetryError: The server refuses the user or a command.
+        TelemetryError: The server refuses the user or a command, or it is away when `stop` is set.
         EventError: An entry is no event, or of a newer major version.
     """
     with _Server(config, oona, runs, stop) as server:
@@ -178,40 +178,57 @@ class _Group:
         self._claimed = 0.0
 
     def forget(self) -> None:
-        """A server that was away may have lost the group, and the answer to what was acknowledged."""
+        """Joins again: a server that was away may have lost the group, and its answers may be lost."""
         self._known.clear()
+        self._own.clear()
 
     def next(self) -> Entries:
         """Entries: first those that were taken and never acknowledged, then new ones."""
-        server, client = self._server, self._server.client
-        streams = server.streams()
-        for stream in streams:
-            self._join(stream)
-        for stream, place in list(self._own.items()):
-            found = _entries(client.xreadgroup(self.name, self._consumer, {stream: place}, count=_COUNT))
-            if found:
-                self._own[stream] = found[-1][1]
-                return found
-            del self._own[stream]
-        if claimed := self._claim(streams):
-            return claimed
-        if not streams:
-            return server.nothing()
-        new = dict.fromkeys(streams, ">")
-        return _entries(client.xreadgroup(self.name, self._consumer, new, count=_COUNT, block=server.block))
+        from redis.exceptions import ResponseError
 
-    def _join(self, stream: str) -> None:
+        streams = [stream for stream in self._server.streams() if self._join(stream)]
+        if not streams:
+            return self._server.nothing()
+        try:
+            return self._taken_before() or self._claim(streams) or self._new(streams)
+        except ResponseError as error:
+            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                raise
+            self.forget()  # a stream has expired, or the server lost it
+            return []
+
+    def _join(self, stream: str) -> bool:
+        """Whether there is such a stream, and the group on it then."""
         from redis.exceptions import ResponseError
 
         if stream in self._known:
-            return
+            return True
         try:
-            self._server.client.xgroup_create(stream, self.name, id="0", mkstream=True)
+            self._server.client.xgroup_create(stream, self.name, id="0")
         except ResponseError as error:
+            if "key to exist" in str(error):
+                return False
             if not str(error).startswith("BUSYGROUP"):
                 raise
         self._known.add(stream)
         self._own[stream] = b"0-0"
+        return True
+
+    def _new(self, streams: Sequence[str]) -> Entries:
+        places = dict.fromkeys(streams, ">")
+        client, block = self._server.client, self._server.block
+        return _entries(client.xreadgroup(self.name, self._consumer, places, count=_COUNT, block=block))
+
+    def _taken_before(self) -> Entries:
+        """Entries that this consumer took and never acknowledged, from when it joined on."""
+        for stream, place in list(self._own.items()):
+            asked = {stream: place}
+            found = _entries(self._server.client.xreadgroup(self.name, self._consumer, asked, count=_COUNT))
+            if found:
+                self._own[stream] = found[-1][1]
+                return found
+            del self._own[stream]
+        return []
 
     def _claim(self, streams: Sequence[str]) -> Entries:
         """Entries that others took long ago."""

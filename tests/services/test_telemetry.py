@@ -10,7 +10,7 @@ from telemetry.samples import Collecting, evaluation
 from esper.cli import main
 from esper.configs import OonaSettings, RedisConfig
 from esper.errors import TelemetryError
-from esper.telemetry import Bus, consume_redis, follow_redis, lane, states
+from esper.telemetry import Bus, bus, consume_redis, follow_redis, lane, states
 from esper.telemetry.redis_client import client, event_stream, run_index
 from esper.telemetry.sinks.redis_streams import RedisStreams
 from services.proxy import proxy
@@ -23,6 +23,7 @@ PATIENCE = 60  # seconds within which what is waited for has to come
 def quick(monkeypatch):
     for name, seconds in (("_FIRST", 0.01), ("_LONGEST", 0.1), ("_SOON", 0.01), ("_REPORTS", 0.0)):
         monkeypatch.setattr(lane, name, seconds)
+    monkeypatch.setattr(bus, "_LINGER", 0.001)
 
 
 @pytest.fixture
@@ -275,6 +276,21 @@ def test_another_consumer_takes_over_what_nobody_acknowledged(redis_server, oona
     died.close()
     threading.Event().wait(0.05)
     assert steps(consumed(config, hasty, "b")) == list(range(10))
+
+
+def test_a_consumer_goes_on_when_a_stream_has_expired(redis_server, oona):
+    config, stop, seen = RedisConfig(**redis_server.section), threading.Event(), []
+    reader = threading.Thread(target=_collect, args=(seen, consume_redis(config, oona, consumer="a", stop=stop)))
+    reader.start()
+    with client(config) as admin:
+        for step in (1, 2):
+            with Bus(RedisStreams(config, oona), run_id="one") as bus:
+                bus.publish(evaluation(step))
+            wait_for(lambda step=step: len(seen) == step)
+            admin.delete(event_stream(oona, "one"))
+        stop.set()
+        reader.join(PATIENCE)
+        assert seen == [1, 2] and not admin.exists(event_stream(oona, "one"))
 
 
 def test_consumers_of_a_group_share_the_work(redis_server, oona):

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from esper.errors import ArgumentError, TelemetryError
-from esper.telemetry import Bus, Jsonl, Subscriber, lane, read
+from esper.telemetry import Bus, Jsonl, Subscriber, bus, lane, read
 from telemetry.samples import Collecting, evaluation
 
 
@@ -16,6 +16,7 @@ from telemetry.samples import Collecting, evaluation
 def quick(monkeypatch):
     for name, seconds in (("_FIRST", 0.001), ("_LONGEST", 0.01), ("_SOON", 0.001), ("_REPORTS", 0.0)):
         monkeypatch.setattr(lane, name, seconds)
+    monkeypatch.setattr(bus, "_LINGER", 0.001)
 
 
 def publish(bus, steps):

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from esper.errors import EventError
-from esper.telemetry import Bus, Jsonl, event_of, follow, lane, read
+from esper.telemetry import Bus, Jsonl, bus, event_of, follow, lane, read
 from esper.train.history import Record
 from telemetry.samples import evaluation
 
@@ -17,6 +17,7 @@ from telemetry.samples import evaluation
 def quick(monkeypatch):
     for name, seconds in (("_FIRST", 0.001), ("_LONGEST", 0.01), ("_SOON", 0.001)):
         monkeypatch.setattr(lane, name, seconds)
+    monkeypatch.setattr(bus, "_LINGER", 0.001)
 
 
 def line(number, run_id="r"):

@@ -18,10 +18,10 @@ _CHUNK = 1 << 16
 class Jsonl(Sink):
     """One event a line, appended whole: a reader sees complete lines, and at most one that is being written.
 
-    Lines are handed to the operating system as they come, so a process that is killed loses what its queue held, some
-    hundredths of a second. They are forced to the disk when the sink closes, or with `fsync` at every write, which a
-    loss of power makes worth its time. A write that fails, as on a full disk, is taken back, so that no line is torn;
-    it is tried again, and so is a file that was taken away.
+    Lines are handed to the operating system as they come, so a process that is killed loses what had not come here yet,
+    a tenth of a second. They are forced to the disk when the sink closes, or with `fsync` at every write, which a loss
+    of power makes worth its time. A write that fails, as on a full disk, is taken back, so that no line is torn; it is
+    tried again, and so is a file that was taken away.
 
     Args:
         path: The file, which this sink alone writes; folders above it are made.
