@@ -57,6 +57,7 @@ def run(
     """Wraps the host, checks it against eager torch, trains and grows it, unwraps it, writes it.
 
     Events are written to `history.jsonl` in the folder while it runs, and go wherever else the configuration says.
+    While it grows, `esper config set` may change settings of it by way of that folder.
 
     Args:
         config: What to do; every section of it is checked first.
@@ -91,7 +92,7 @@ def run(
             bus.publish(record)
             listen(record)
 
-        growth = grow(model, data, training, tamiyo, watch=watch, listen=told)
+        growth = grow(model, data, training, tamiyo, watch=watch, listen=told, updates=place)
         alone = None
         if control:
             still = tamiyo.model_copy(update={"policy": "none"})

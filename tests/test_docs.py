@@ -63,6 +63,11 @@ def test_the_page_on_blueprints_runs():
     assert scope["cost"].parameters == 4 * 8 + 8 + 8 * 6 + 6
 
 
+def test_the_page_on_configuration_runs():
+    scope = run_blocks("docs/configuration.md", 3)
+    assert scope["config"].database.username == "urza" and scope["result"].checkpoint.done == 20
+
+
 def test_every_file_a_document_links_to_exists():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

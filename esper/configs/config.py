@@ -38,9 +38,10 @@ class _Origin:
 class EsperConfig(ConfigModel):
     """The configuration of a deployment and of its training job.
 
-    Built by keyword or by `from_yaml`; both replace `${VAR}` and `${VAR:-default}` in leaf strings (`$${` is a
-    literal `${`), and both let the environment override: `ESPER_DATABASE__PASSWORD` beats `database.password`,
-    wherever that came from. Other `ESPER_...` variables are left alone.
+    Built by keyword or by `from_yaml`; both replace `${VAR}`, `${VAR:-default}` and `${file:PATH}` in leaf strings
+    (`$${` is a literal `${`), and both let the environment override: `ESPER_DATABASE__PASSWORD`, the file that
+    `ESPER_DATABASE__PASSWORD_FILE` names, or `database__password` in the directory `ESPER_SECRETS_DIR` beats
+    `database.password`, wherever that came from. Other `ESPER_...` variables are left alone.
 
     >>> EsperConfig(name="demo", training={"steps": 5}).training_settings().steps
     5
@@ -74,14 +75,15 @@ class EsperConfig(ConfigModel):
     if not TYPE_CHECKING:
 
         def __init__(self, /, **values: Any) -> None:
-            over = environment.overrides(type(self), training=TrainingSettings, logging=LoggingSettings)
+            model = type(self)
+            over = environment.overrides(_sections(model))
             # An override of one key leaves the others at their defaults.
             given = {"logging": _LOGGING, **values} if "logging" in over else values
             try:
-                super().__init__(**substitute(overlay(given, over), os.environ, type(self).__name__))
+                super().__init__(**substitute(overlay(given, over), os.environ, model.__name__))
                 return
             except ConfigError as error:
-                refused = _reworded(error, type(self).__name__, lambda problem: _overridden(problem, values))
+                refused = _reworded(error, model.__name__, lambda problem: _overridden(problem, values, model))
             raise refused
 
     @field_validator("logging")
@@ -174,8 +176,12 @@ class EsperConfig(ConfigModel):
         try:
             return model.model_validate(section)
         except ConfigError as error:
-            problems = [_overridden(f"{path}.{problem}", self.model_dump()) for problem in error.problems]
+            problems = [_overridden(f"{path}.{problem}", self.model_dump(), type(self)) for problem in error.problems]
         raise refusal(self._origin.name, [_located(problem, self._origin.lines) for problem in problems])
+
+
+def _sections(model: type[EsperConfig]) -> dict[str, Any]:
+    return environment.sections_of(model, training=TrainingSettings, logging=LoggingSettings)
 
 
 def _reworded(error: ConfigError, subject: str, word: Callable[[str], str]) -> ConfigError:
@@ -186,11 +192,11 @@ def _reworded(error: ConfigError, subject: str, word: Callable[[str], str]) -> C
     return refusal(subject, [word(problem) for problem in error.problems], hint, type(error))
 
 
-def _overridden(problem: str, given: Mapping[str, Any]) -> str:
-    """The problem with the environment variable it comes from, if it does."""
+def _overridden(problem: str, given: Mapping[str, Any], model: type[EsperConfig]) -> str:
+    """The problem with the environment variable or the secret it comes from, if it does."""
     path, colon, text = problem.partition(": ")
     steps = tuple(path.split("."))
-    variable = environment.overriding(steps, os.environ, whole=steps[0] not in given)
+    variable = environment.overriding(steps, _sections(model), whole=steps[0] not in given)
     return f"{path} ({variable}){colon}{text}" if variable else problem
 
 

@@ -33,7 +33,7 @@ class DatabaseConfig(ConfigModel):
     username: str = Field(min_length=1)
     """Role to log in as."""
     password: str = Field(repr=False)
-    """Password of the role; write `${DB_PASSWORD}` rather than the password itself."""
+    """Password of the role; write `${DB_PASSWORD}` or `${file:PATH}` rather than the password itself."""
     ssl_mode: SslMode = "prefer"
     """libpq's `sslmode`; over a network: `verify-full`, which alone knows whom it talks to."""
     ssl_root_cert: str | None = Field(default=None, min_length=1)
@@ -136,9 +136,9 @@ class StorageConfig(ConfigModel):
     endpoint_url: str = Field(default="http://localhost:9000", pattern=r"^https?://[^/]")
     """URL of the S3 API."""
     access_key: str = Field(repr=False)
-    """Access key id; write `${S3_ACCESS_KEY}` rather than the key itself."""
+    """Access key id; write `${S3_ACCESS_KEY}` or `${file:PATH}` rather than the key itself."""
     secret_key: str = Field(repr=False)
-    """Secret access key; write `${S3_SECRET_KEY}` rather than the key itself."""
+    """Secret access key; write `${S3_SECRET_KEY}` or `${file:PATH}` rather than the key itself."""
     bucket_name: str = Field(default="esper-artifacts", min_length=1)
     """Bucket for artifacts."""
     region: str = Field(default="us-east-1", min_length=1)

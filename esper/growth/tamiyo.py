@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from esper.configs import TamiyoSettings
 from esper.growth.gates import evidence, judge
@@ -28,6 +29,10 @@ class Tamiyo:
     """
 
     settings: TamiyoSettings
+
+    def updated(self, **changes: Any) -> Tamiyo:
+        """The policy with some of its settings changed; what it remembers stays good."""
+        return Tamiyo(TamiyoSettings.model_validate({**self.settings.model_dump(), **changes}))
 
     def start(self) -> Memory:
         """Nothing remembered."""

@@ -131,6 +131,13 @@ class Decision(Base, frozen=True):
     """What happened."""
 
 
+class Update(Base, frozen=True):
+    """A setting of the run was changed while it runs, with `field`, `old` and `new`, or could not be."""
+
+    event: Literal["update", "update_refused"]
+    """What happened."""
+
+
 class Compile(Base, frozen=True):
     """Batches of another shape came: the step is compiled for them. Compiles of other causes are on their events."""
 
@@ -159,14 +166,14 @@ class Other(Base, frozen=True):
 
 
 Known = Annotated[
-    Course | Measurement | Seed | Decision | Compile | Health | Notice,
+    Course | Measurement | Seed | Decision | Update | Compile | Health | Notice,
     Field(discriminator="event"),
 ]
-Event = Course | Measurement | Seed | Decision | Compile | Health | Notice | Other
+Event = Course | Measurement | Seed | Decision | Update | Compile | Health | Notice | Other
 
 KINDS: dict[str, type[Event]] = {
     name: kind
-    for kind in (Course, Measurement, Seed, Decision, Compile, Health, Notice)
+    for kind in (Course, Measurement, Seed, Decision, Update, Compile, Health, Notice)
     for name in get_args(kind.model_fields["event"].annotation)
 }
 """The class of every event that is known, by its name."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from esper.telemetry.events import Compile, Course, Decision, Event, Health, Measurement, Notice, Seed
+from esper.telemetry.events import Compile, Course, Decision, Event, Health, Measurement, Notice, Seed, Update
 
 _LAST = 8  # decisions that are kept
 _POINTS = 512  # of a curve; beyond, every second one goes
@@ -109,7 +109,7 @@ def after(state: RunState, event: Event) -> RunState:
         compiles=state.compiles + event.compiles,
         compile_seconds=state.compile_seconds + event.compile_seconds,
     )
-    if event.reason and isinstance(event, Seed | Decision | Health | Compile):
+    if event.reason and isinstance(event, Seed | Decision | Update | Health | Compile):
         state = replace(state, decisions=(*state.decisions[1 - _LAST :], event))
     match event:
         case Course():

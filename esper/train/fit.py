@@ -45,6 +45,7 @@ from esper.train.step import Learner, with_kernels
 from esper.train.stopping import EarlyStopping
 from esper.train.stored import read
 from esper.train.stream import Epochs, Shuffled, Stream, held_out, is_examples, own
+from esper.train.updates import Updates
 
 Metrics = Mapping[str, Criterion]
 """By name, functions whose mean is reported: of (outputs, targets), or, beside an Objective, of (outputs, batch)."""
@@ -99,6 +100,7 @@ def fit(
     name: str = "growth",
     checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
     resume: str | os.PathLike[str] | Checkpoint | None = None,
+    updates: str | os.PathLike[str] | None = None,
 ) -> FitResult:
     """Trains a model, and grows it where a policy says so.
 
@@ -130,6 +132,7 @@ def fit(
             run loses that is killed is what it has done since the last evaluation that is kept. None: nowhere.
         resume: A checkpoint of the same run, with the same other arguments but `steps`: goes on from there. Or the
             folder of one, or that of `checkpoints`, whose newest it is; without any, the run begins.
+        updates: A folder of the run's own in which `esper config set` asks for changes of settings; None: nobody can.
 
     Returns:
         The trained model, and all about how it came to be.
@@ -156,6 +159,9 @@ def fit(
             "swap='ready' changes the model when its compile is done, which is another step in every process: give "
             "swap='evaluation' or a number of steps"
         )
+    if updates is not None and jax.process_count() > 1:
+        raise ArgumentError("updates: several processes would meet a change at different steps; begin another run")
+    asked = None if updates is None else Updates(updates, resumed=resume is not None)
     source = model.structure.source
     shuffled = is_examples(data)
     epochs: Epochs = (
@@ -193,6 +199,7 @@ def fit(
             governor=governor,
             stopping=early_stopping,
             on_step=lambda run: (tick(), on_step(run))[1],
+            updates=asked,
         )
         books = Books(counter, learner, name, (*callbacks, *([keeper] if keeper else [])), resume)
         state = learner.resumed(replace(resume.state, model=model)) if resume else learner.begin(model, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -83,6 +84,7 @@ def grow(
     name: str = "growth",
     watch: Watch = lambda step: None,
     listen: Listen = lambda record: None,
+    updates: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Trains a classifier, growing it as the policy says.
 
@@ -95,6 +97,7 @@ def grow(
         name: Of the run, in its records.
         watch: Told every step's number, without waiting for the step.
         listen: Told every record as it is made.
+        updates: A folder in which changes of settings are asked for.
 
     Returns:
         The trained model and what happened.
@@ -127,6 +130,7 @@ def grow(
         callbacks=[told],
         on_step=lambda run: watch(run.done),
         name=name,
+        updates=updates,
     )
     return _scored(result, scores, name, listen)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from esper.configs import changes as configs
 from esper.growth.credit import paired_losses
 from esper.growth.policy import Observation, Plan, Policy, act, asked
 from esper.jax_backend.devices import fetched
@@ -28,6 +29,7 @@ from esper.train.observe import measured, observed, with_health, with_measuremen
 from esper.train.step import Learner, Measured, Metric, TrainState, copied, evaluate, train_step
 from esper.train.stopping import EarlyStopping
 from esper.train.stream import Stream
+from esper.train.updates import Updates, again, changed, met
 
 OnStep = Callable[["Run"], None]
 """Told every step, without waiting for it."""
@@ -40,7 +42,7 @@ _GERMINATION, _CREDIT, _RETRY = 2**31, 2**31 + 1, 2**31 + 2
 
 @dataclass(frozen=True)
 class Course:
-    """What a run is to do; nothing of it changes.
+    """What a run is to do; a change that is asked for on the way makes another one.
 
     Attributes:
         learner: How to learn.
@@ -54,6 +56,7 @@ class Course:
         governor: What judges the run's health; None: nobody.
         stopping: When to stop early.
         on_step: Told every step.
+        updates: What is asked of the run from outside; None: nothing.
     """
 
     learner: Learner
@@ -67,6 +70,7 @@ class Course:
     governor: Governor | None = None
     stopping: EarlyStopping | None = None
     on_step: OnStep = lambda run: None
+    updates: Updates | None = None
 
 
 class Run:
@@ -91,6 +95,7 @@ class Run:
         self._ahead = Ahead(state.step)
         self._recent: list[Any] = []
         self._undecided: Observation | None = None
+        self._asked: list[configs.Change] = []
         self.books = books
         self.done, self.stopped = 0, ""
         self.losses: list[float] = []
@@ -113,6 +118,16 @@ class Run:
     def stop(self, reason: str) -> None:
         """Ends the run at the next step boundary."""
         self.stopped = self.stopped or reason
+
+    def update(self, field: str, value: Any) -> None:
+        """Changes a setting at the next evaluation, before anything is decided there; `CHANGEABLE` lists them.
+
+        Raises:
+            ConfigError: The field may not change in a run, or the value is refused.
+        """
+        asked = configs.change(field, value)
+        changed(self._course, asked, self.done)  # so that what cannot be done is said here
+        self._asked.append(asked)
 
     def checkpoint(self) -> Checkpoint:
         """The run as it is, in arrays of its own.
@@ -138,6 +153,7 @@ class Run:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes to where the checkpoint is; the stream and the state are there already."""
         self.done, self.losses = checkpoint.done, list(checkpoint.losses)
+        self._course = again(self._course, checkpoint.records)
         self._memory, self._guard = copy.deepcopy(checkpoint.memory), checkpoint.guard
         self._recent = list(checkpoint.recent)
         here = SoundPoint(copied(self._state), self.done, len(self.losses), self.books.ledger)
@@ -151,13 +167,18 @@ class Run:
 
     def go(self) -> None:
         """Runs until the last step, or until it is stopped."""
-        course = self._course
-        if course.governor and self._sound is None:
-            self._begin_guard(course.governor)
-        while self.done < course.steps and not self.stopped:
+        if self._course.updates:
+            self._course.updates.begin(self.done, self.books.records)
+        if self._course.governor and self._sound is None:
+            self._begin_guard(self._course.governor)
+        while self.done < self._course.steps and not self.stopped:
+            course = self._course
             self._advance(min(course.every - self.done % course.every, course.steps - self.done))
             if self._since:
+                self._update()
                 self._evaluate()
+        if self._course.updates:
+            self._course.updates.end(self.done)
 
     def close(self) -> None:
         """Waits for threads that still prepare something: none outlives the run."""
@@ -183,6 +204,19 @@ class Run:
                 return
 
     # ---- evaluations ----------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """Makes the changes that were asked for, in time for what is decided now."""
+        asked, self._asked = self._asked, []
+        for wish in asked:
+            self._course, record = changed(self._course, wish, self.done)
+            self.books.note(record, self)
+        if self._course.updates is None:
+            return
+        evaluations = sum(record.event in ("evaluate", "rollback") for record in self.books.records)
+        for request in self._course.updates.due(evaluations, self.done):
+            self._course, record = met(self._course, request, self.done)
+            self.books.note(record, self)
 
     def _evaluate(self) -> None:
         train_loss = float(self._state.loss) / self._since

@@ -115,10 +115,13 @@ def free_port() -> int:
 
 
 def unprivileged() -> list[str]:
-    """What makes a command run as somebody who is not root; nothing where we are not."""
+    """What makes a command run as somebody who is not root; nothing where we are not.
+
+    A process that becomes somebody else no longer dies with its parent: that has to be said again.
+    """
     if os.geteuid() != 0:
         return []
-    return ["setpriv", f"--reuid={account()}", f"--regid={_group()}", "--clear-groups", "--"]
+    return ["setpriv", "--pdeathsig", "KILL", f"--reuid={account()}", f"--regid={_group()}", "--clear-groups", "--"]
 
 
 def account() -> str:

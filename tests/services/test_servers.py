@@ -1,7 +1,12 @@
 """The servers the other tests rely on: they answer, refuse a wrong password, survive a kill, and leave nothing."""
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import obstore
 import psycopg
@@ -81,6 +86,38 @@ def test_moto_puts_on_a_condition(tmp_path, tls):
         server.kill()
         server.start()
         assert obstore.list(bucket(server.section)).collect() == []
+
+
+STARTED = """
+import sys, time
+from pathlib import Path
+from services.servers import postgres, redis, s3
+
+place = Path(sys.argv[1])
+with postgres(place) as one, redis(place) as two, s3(place) as three:
+    print(one.port, two.port, three.port, one.data.parent, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_servers_do_not_outlive_tests_that_are_killed(tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    command = [sys.executable, "-c", STARTED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as tests:
+        *ports, home = tests.stdout.readline().split()
+        assert all(listens(port) for port in ports) and len(ports) == 3
+        tests.kill()
+    deadline = time.monotonic() + 30
+    while any(listens(port) for port in ports) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(listens(port) for port in ports)
+    if Path(home) != tmp_path / "postgres":  # the one thing that a kill leaves, in the folder for such things
+        shutil.rmtree(home)
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 def test_a_proxy_delays_refuses_and_cuts(redis_server):
