@@ -49,7 +49,7 @@ def test_a_run_with_a_dead_sink_is_bit_equal_to_one_without(tmp_path):
     dead = Collecting("dead", failures=10**9)
     hung = Collecting("hung")
     hung.open.clear()
-    with Bus(Jsonl(tmp_path / "history.jsonl"), dead, hung, bound=3, timeout=0.1) as bus:
+    with Bus(Jsonl(tmp_path / "history.jsonl"), dead, hung, timeout=0.1) as bus:
         told = fitted(bus)
     hung.open.set()
     held = [jax.tree.leaves((run.model.params, run.model.seeds, run.opt_state)) for run in (plain, told)]
