@@ -48,7 +48,7 @@ class _Own:
 class Bus:
     """Takes the events of a run to its sinks, each by a bounded queue and a thread of its own.
 
-    Publishing takes about a microsecond and never fails or waits, whatever the sinks do. One that is slow or away loses
+    Publishing takes microseconds and never fails or waits, whatever the sinks do. One that is slow or away loses
     the oldest of its events once its queue is full; how many is counted, said when it is back, and again at the end. It
     is a callback of `esper.fit`, and a context that closes it. In a forked child it does nothing.
 

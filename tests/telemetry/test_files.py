@@ -200,28 +200,22 @@ def test_following_begins_anew_with_a_file_that_is_replaced(tmp_path):
     path.unlink()
     path.write_bytes(line(7, "another"))
     assert next(events).run_id == "another"
-    path.write_bytes(b"")
-    path.write_bytes(line(8)[:-1] + b"\n")
     events.close()
 
 
 def test_following_from_the_end_leaves_out_what_was_there(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(line(0) + line(1))
-    events = follow(path, beginning=False, poll=0.001)
-    timer = threading.Timer(0.05, lambda: path.open("ab").write(line(2)))
-    thread = threading.Thread(target=lambda: appended(path))
-    thread.start()
-    assert next(events).step == 2
-    thread.join()
-    timer.cancel()
+    events, seen = follow(path, beginning=False, poll=0.001), []
+    reader = threading.Thread(target=lambda: seen.append(next(events)))
+    reader.start()
+    pause = threading.Event()
+    with path.open("ab", buffering=0) as file:
+        while reader.is_alive():  # until it has looked for where the end is
+            file.write(line(2))
+            pause.wait(0.01)
     events.close()
-
-
-def appended(path):
-    threading.Event().wait(0.1)
-    with path.open("ab") as file:
-        file.write(line(2))
+    assert steps(seen) == [2]
 
 
 def test_following_a_folder_finds_its_runs_as_they_come(tmp_path):

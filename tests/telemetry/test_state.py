@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from esper.cli import main
+from esper.cli import main, watch
 from esper.telemetry import Bus, Jsonl, RunState, event_of, states
 from esper.telemetry.events import KINDS
 from esper.telemetry.showing import board, sentence
@@ -184,6 +184,14 @@ def test_watch_finds_the_folder_of_a_configuration(folder, capsys):
 def test_what_cannot_be_watched_is_one_message_and_2(arguments, message, capsys):
     assert main(["watch", "--once", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_in_a_terminal_the_view_changes():
+    told = stamped(Record(0, "start"), evaluation(10, loss=0.5), Record(20, "end", "done"))
+    console = Console(width=100, file=io.StringIO(), force_terminal=True)
+    assert watch._live(iter(told), console) == 0
+    last = console.file.getvalue().rpartition("r  growth")[2]
+    assert "ended" in last and "step 20" in last and "0.5" in last and "\x1b" in last
 
 
 def test_watch_prints_lines_where_there_is_no_terminal_until_it_is_interrupted(folder):
