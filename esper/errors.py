@@ -110,6 +110,22 @@ class CorruptFileError(StateError):
     """A file that is not what was written, or is none of esper's; nothing of it has been used."""
 
 
+class ChannelError(EsperError, ConnectionError):
+    """A channel between a run and its controller that does not work now."""
+
+
+class MessageError(EsperError, ValueError):
+    """A message between a run and its controller that is not heeded.
+
+    Attributes:
+        kind: In a word, what is wrong with it, such as "signature".
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(f"{kind}: {message}")
+
+
 class ShardingError(EsperError, ValueError):
     """Rules, a mesh or a batch that do not go together; `problems` lists every reason found."""
 

@@ -220,7 +220,22 @@ class Hold:
     reason: str
 
 
-Action = Germinate | Transition | SetAlpha | Cull | Hold
+@dataclass(frozen=True)
+class Note:
+    """Do nothing, and have an event in the run's history.
+
+    Attributes:
+        event: Its name.
+        reason: What happened.
+        waited: Seconds that training waited for it.
+    """
+
+    event: str
+    reason: str
+    waited: float = 0.0
+
+
+Action = Germinate | Transition | SetAlpha | Cull | Hold | Note
 STRUCTURAL = (Germinate, Cull)
 
 
@@ -243,6 +258,30 @@ class Asking(Protocol):
     def asks(self, observation: Observation, memory: Any) -> Asks:
         """What to measure; the observation is the one to be decided on, with nothing measured in it."""
         ...
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """A policy that keeps up where another decides, so that it can take over at any time."""
+
+    def witness(self, observation: Observation, actions: tuple[Action, ...], memory: Any) -> Any:
+        """What to remember where these actions are done instead of its own."""
+        ...
+
+
+def witnessed(policy: Policy[M], observation: Observation, actions: tuple[Action, ...], memory: M) -> M:
+    """What a policy remembers where another has decided; one that is no witness believes that it was heeded."""
+    if isinstance(policy, Witness):
+        return policy.witness(observation, actions, memory)
+    return policy(observation, memory)[1]
+
+
+def forgives(policy: Policy[Any] | None) -> bool:
+    """Whether an action of the policy that turns out impossible is noted as "rejected" instead of ending the run.
+
+    For policies that are told what to do from outside, which have a true attribute `forgiving`.
+    """
+    return bool(getattr(policy, "forgiving", False))
 
 
 def asked(policy: Policy[M], observation: Observation, memory: M) -> Asks:

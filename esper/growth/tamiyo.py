@@ -65,6 +65,21 @@ class Tamiyo:
                 actions, memory = self._germinate(observation, memory, reason)
         return actions, self._after(actions, observation, memory)
 
+    def witness(self, observation: Observation, actions: tuple[Action, ...], memory: Memory) -> Memory:
+        """What it remembers where another has decided, and `actions` are done; of its own, what a call remembers."""
+        if self.settings.policy == "none":
+            return memory
+        memory = self._without_lost(observation, memory)
+        reason = ""
+        if not judge(observation, self.settings):
+            reason, memory = self._time(observation, memory)
+        if _germinates(actions):
+            memory = replace(memory, stale=0, seen=0, held="")
+        elif reason:
+            own, after = self._germinate(observation, memory, reason)
+            memory = memory if _germinates(own) else after
+        return self._after(actions, observation, memory)
+
     def _without_lost(self, observation: Observation, memory: Memory) -> Memory:
         """Kernels that are gone though nobody here culled them count as culled.
 
@@ -105,12 +120,13 @@ class Tamiyo:
             if seed.state in GROWING
         }
         verdicts = [a for a in actions if isinstance(a, Transition) and a.to in (S.FOSSILIZED, S.CULLED)]
-        culled = [(place, growing[place]) for a in verdicts if a.to is S.CULLED for place in [(a.layer, a.seed)]]
+        places = [(a.layer, a.seed) for a in verdicts if a.to is S.CULLED]
+        culled = [(place, growing.get(place, "")) for place in places]
         for action in actions:
             if isinstance(action, Germinate):
                 growing[action.layer, action.seed] = action.blueprint
         for action in verdicts:
-            del growing[action.layer, action.seed]
+            growing.pop((action.layer, action.seed), None)
         won = {a.layer for a in actions if isinstance(a, Transition) and a.to is S.GRAFTING}
         memory = replace(self._rested(memory, culled, observation, won), tended=tuple(growing.items()))
         return memory.changed(observation.losses[-1]) if verdicts else memory
@@ -133,3 +149,7 @@ class Tamiyo:
             *(plan.germinate(seed.place, reason) for seed, plan in chosen),
         )
         return actions, replace(memory, stale=0, seen=0, held="")
+
+
+def _germinates(actions: tuple[Action, ...]) -> bool:
+    return any(isinstance(action, Germinate) for action in actions)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from esper.growth.birth import DoNotGerminate, Newborn
-from esper.growth.policy import Action, Asks, Germinate, Hold, SetAlpha, Transition
+from esper.growth.policy import Action, Asks, Germinate, Hold, Note, SetAlpha, Transition
 from esper.growth.rows import is_served
 from esper.growth.shapley import EXACT
 from esper.jax_backend.model import MorphableModel
@@ -200,6 +200,8 @@ def record_of(action: Action, step: int) -> Record:
     match action:
         case Hold(reason):
             return Record(step, "hold", reason)
+        case Note(event, reason, waited):
+            return Record(step, event, reason, waited=round(waited, 4))
         case Transition(layer, seed, to, reason):
             return Record(step, to.name.lower(), reason, layer, seed)
         case SetAlpha(layer, seed, alpha, reason):

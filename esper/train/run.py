@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from esper.configs import changes as configs
+from esper.errors import EsperError
 from esper.growth.credit import paired_losses
-from esper.growth.policy import Observation, Plan, Policy, act, asked
+from esper.growth.policy import Observation, Plan, Policy, act, asked, forgives
 from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState as S
@@ -272,7 +273,11 @@ class Run:
         self._undecided = None
         at_once, deferred = changes.split(actions)
         for action in at_once:
-            model, opt_state = act(self._state.model, self._state.opt_state, action, key=self._state.key)
+            try:
+                model, opt_state = act(self._state.model, self._state.opt_state, action, key=self._state.key)
+            except EsperError as error:
+                self._reject(error)
+                continue
             self._state = replace(self._state, model=model, opt_state=opt_state)
             self.books.note(record_of(action, self.done), self)
         if deferred:
@@ -284,12 +289,24 @@ class Run:
             self._prepare(change)
             self._make_if_due()
 
+    def _reject(self, error: EsperError) -> None:
+        """Goes on without what cannot be done, if the policy is told from outside; its change is taken back."""
+        if not forgives(self._course.policy):
+            raise error
+        self._preparation = None
+        self._state = replace(self._state, model=changes.withdrawn(self._state.model))
+        self.books.note(Record(self.done, "rejected", f"impossible: {error}"), self)
+
     def _prepare(self, change: Change) -> None:
         aside = change.due is None or change.due > self.done
         self._waited = -time.perf_counter()
         preparation = Preparation(change, self.books.counter)
         evidence = Evidence(self._course.learner.objective, tuple(self._recent), self._held_out)
-        self._preparation = preparation.begin(copied(self._state), evidence, self._compile, aside=aside)
+        try:
+            self._preparation = preparation.begin(copied(self._state), evidence, self._compile, aside=aside)
+        except EsperError as error:
+            self._reject(error)
+            return
         self._waited += time.perf_counter()
         self._begun = [*(begun for begun in self._begun if not begun.ready), preparation]
 
@@ -315,7 +332,11 @@ class Run:
         self.books.account(self._state.model)
         self._preparation = None
         began = time.perf_counter()
-        self._state, steps, compiles = preparation.finish(self._state)
+        try:
+            self._state, steps, compiles = preparation.finish(self._state)
+        except EsperError as error:
+            self._reject(error)
+            return
         self.books.changed(steps, compiles, self._waited + time.perf_counter() - began, self)
 
     # ---- health ---------------------------------------------------------------------------------------------
