@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from esper import __version__
 from esper.api import unwrap, wrap
 from esper.configs import EsperConfig, TrainingSettings
+from esper.control.connect import policy_of
 from esper.errors import ParityError
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
@@ -84,7 +86,8 @@ def run(
     model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
     agreement = parity(host, model, data)
     place = Path(output_dir or training.output_dir)
-    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen, updates=place)
+    with policy_of(config, uuid4().hex, place) as policy:
+        growth = grow(model, data, training, tamiyo, policy=policy, watch=watch, listen=listen, updates=place)
     alone = None
     if control:
         still = tamiyo.model_copy(update={"policy": "none"})

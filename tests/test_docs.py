@@ -63,6 +63,12 @@ def test_the_page_on_configuration_runs():
     assert scope["config"].database.username == "urza" and scope["result"].checkpoint.done == 20
 
 
+def test_the_page_on_remote_control_runs():
+    scope = run_blocks("docs/remote-control.md", 3)
+    told = [record.reason for record in scope["alone"].records if record.event == "remote"]
+    assert told and all("the local default decides" in reason for reason in told)
+
+
 def test_every_file_a_document_links_to_exists():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

@@ -52,7 +52,7 @@ def _grow(asked: argparse.Namespace) -> int:
     bar = not asked.quiet and settings.format == "text"
     with (
         caches(),
-        _logging(settings, notes, quiet=asked.quiet),
+        logged(settings, notes, quiet=asked.quiet),
         progress_bar(steps_of(config.training_settings(), control=control), shown=bar, console=notes) as tick,
     ):
         job = run(config, control=control, output_dir=asked.output_dir, watch=lambda step: tick(), listen=_log)
@@ -137,7 +137,7 @@ class _Text(logging.Handler):
 
 
 @contextmanager
-def _logging(settings: LoggingSettings, console: Console, *, quiet: bool) -> Iterator[None]:
+def logged(settings: LoggingSettings, console: Console, *, quiet: bool) -> Iterator[None]:
     """The log of esper goes to standard error while the block runs."""
     handler: logging.Handler = _Text(console)
     if settings.format == "structured":

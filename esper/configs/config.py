@@ -125,6 +125,9 @@ class EsperConfig(ConfigModel):
         """
         tamiyo = self.components.get("tamiyo", ComponentConfig())
         settings = self._view(TamiyoSettings, tamiyo.config, "components.tamiyo.config")
+        if settings.remote and settings.remote.channel == "redis" and self.redis is None:
+            problem = "components.tamiyo.config.remote.channel: redis needs a `redis` section"
+            raise refusal(self._origin.name, [_located(problem, self._origin.lines)])
         return settings if tamiyo.enabled else settings.model_copy(update={"policy": "none"})
 
     def logging_settings(self) -> LoggingSettings:
