@@ -168,13 +168,13 @@ def question(**changes):
     return Question(**{**given, **changes})
 
 
-OWN, DEFAULT = Memory(stale=5), Memory(stale=7)
+OWN, DEFAULT = Memory(best=0.5, stale=5), Memory(best=0.5, stale=7)
 
 
 @pytest.mark.parametrize(
     ("theirs", "default", "missed", "stale"),
     [
-        (None, None, 0, 1),
+        (None, None, 0, 0),
         (OWN, None, 0, 6),
         (OWN, DEFAULT, 0, 6),
         (OWN, DEFAULT, 2, 8),
