@@ -19,11 +19,11 @@ def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
     The open sections offer the settings of the main job and still accept other keys.
     """
     schema = model.model_json_schema()
-    properties = schema["properties"]
-    properties["training"] = _open(TrainingSettings, "training")
-    properties["logging"] = _open(LoggingSettings, "logging")
+    properties, shared = schema["properties"], schema["$defs"]
+    properties["training"] = _open(TrainingSettings, "training", shared)
+    properties["logging"] = _open(LoggingSettings, "logging", shared)
     properties["components"]["properties"] = {
-        "tamiyo": {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(TamiyoSettings, "config")}}
+        "tamiyo": {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(TamiyoSettings, "config", shared)}}
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -32,8 +32,11 @@ def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _open(model: type[BaseModel], title: str) -> dict[str, Any]:
-    return {**model.model_json_schema(), "title": title, "additionalProperties": True}
+def _open(model: type[BaseModel], title: str, shared: dict[str, Any]) -> dict[str, Any]:
+    """The settings' schema; the sections in it go to `shared`, where references look for them."""
+    schema = model.model_json_schema()
+    shared.update(schema.pop("$defs", {}))
+    return {**schema, "title": title, "additionalProperties": True}
 
 
 def _with_references(node: Any) -> Any:

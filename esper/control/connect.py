@@ -109,14 +109,15 @@ def _policy(settings: RemoteSettings, tamiyo: TamiyoSettings) -> Policy[Any]:
         return Tamiyo(tamiyo)
     module, _, name = settings.policy.partition(":")
     try:
-        made = import_module(module)
+        made: Any = import_module(module)
         for part in name.split("."):
             made = getattr(made, part)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"`components.tamiyo.config.remote.policy`: there is no {settings.policy}: {error}"
         ) from error
-    policy = made()
-    if not callable(policy) or not hasattr(policy, "start"):
-        raise ConfigError(f"{settings.policy} gave a {type(policy).__name__}, which is no policy (esper.growth.policy)")
+    policy: Any = made()
+    kind = type(policy)
+    if not (hasattr(kind, "start") and hasattr(kind, "__call__")):  # noqa: B004  whether its instances are called
+        raise ConfigError(f"{settings.policy} gave a {kind.__name__}, which is no policy (esper.growth.policy)")
     return policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import uuid4
@@ -92,7 +93,8 @@ class RemotePolicy:
         if measure not in ("local", "remote"):
             raise ArgumentError(f"measure is 'local' or 'remote', not {measure!r}")
         self._line = Line(channel, keys, checked_run(run or uuid4().hex), timeout, clock_tolerance)
-        self._local, self._patience, self._longest_rest, self._measure = local, patience, longest_rest, measure
+        self._local: Any = local
+        self._patience, self._longest_rest, self._measure = patience, longest_rest, measure
         # An exchange about what to measure, until the decision that follows tells of it.
         self._before: Heard | None = None
 
@@ -100,6 +102,17 @@ class RemotePolicy:
     def run(self) -> str:
         """Name of the run."""
         return self._line.run
+
+    @property
+    def settings(self) -> Any:
+        """The local default's settings, the ones that may change in a run; None: it has none."""
+        return getattr(self._local, "settings", None)
+
+    def updated(self, **changes: Any) -> RemotePolicy:
+        """The policy with some settings of its local default changed; the controller has its own."""
+        policy = copy(self)
+        policy._local = self._local.updated(**changes)
+        return policy
 
     def start(self) -> RemoteMemory:
         """Nothing remembered.

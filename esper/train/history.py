@@ -24,7 +24,7 @@ class Record:
         event: "start", "resume", "evaluate", "score", "prepare" (a change of structure is decided and being compiled),
             "germinate", "declined" (its initialiser found no kernel worth having), "training", "grafting", "active",
             "fossilized", "culled", "error_recovery", "dormant", "remove", "alpha", "hold", "shape" (batches of another
-            shape), "update" (a setting changed, with `field`, `old` and `new`), "update_refused", "remote" (who decides,
+            shape), "update" (a setting changed, with `field`, `old` and `new`), "update_refused", "remote" (who decides
             where another process may), "rejected" (a message or an action from outside that is not heeded), "watch",
             "rollback", "give_up" or "end".
         reason: Why, in a sentence with the figures that were observed; for evaluations empty.

@@ -123,6 +123,15 @@ def test_a_run_goes_on_from_a_checkpoint_under_remote_control(tmp_path):
     assert len(told(found, "rejected")) == len(future) > 3 or told(found, "rejected")[-1].endswith("more messages")
 
 
+def test_settings_of_the_local_default_change_on_the_way():
+    def change(record, run):
+        if record.event == "evaluate" and record.step == 10:
+            run.update("components.tamiyo.config.max_kernels", 0)
+
+    found, wanted = run(remote(lambda message: []), callbacks=[change]), run(callbacks=[change])
+    assert bit_equal(found, wanted) and not bit_equal(wanted, alone())
+
+
 # ---- what is rejected -----------------------------------------------------------------------------------
 
 
