@@ -86,7 +86,7 @@ def run(
     model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
     agreement = parity(host, model, data)
     place = Path(output_dir or training.output_dir)
-    with policy_of(config, uuid4().hex, place) as policy:
+    with policy_of(config, uuid4().hex) as policy:
         growth = grow(model, data, training, tamiyo, policy=policy, watch=watch, listen=listen, updates=place)
     alone = None
     if control:

@@ -15,7 +15,7 @@ class RemoteSettings(ConfigModel):
     channel: Literal["folder", "redis"] = "folder"
     """How messages travel: `folder`: by files, between processes of one machine; `redis`: by the `redis` section."""
     folder: str | None = Field(default=None, min_length=1)
-    """Folder for `channel: folder`; null: `control` in the training job's output directory."""
+    """Folder for `channel: folder`; null: `control` in `training.output_dir`."""
     key_file: str | None = Field(default=None, min_length=1)
     """File with the keys that sign messages, `id secret` a line, the first one signs; all of them are accepted."""
     secret: str | None = Field(default=None, min_length=1, repr=False)

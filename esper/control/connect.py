@@ -22,13 +22,12 @@ from esper.growth.tamiyo import Tamiyo
 
 
 @contextmanager
-def policy_of(config: EsperConfig, run: str, output_dir: str | Path | None = None) -> Iterator[RemotePolicy | None]:
+def policy_of(config: EsperConfig, run: str) -> Iterator[RemotePolicy | None]:
     """The policy of a run that is controlled from elsewhere; None: the configuration does not say so.
 
     Args:
         config: The configuration.
         run: Name of the run.
-        output_dir: Where the training job writes, instead of the configured directory.
 
     Raises:
         ConfigError: The keys cannot be had.
@@ -39,7 +38,7 @@ def policy_of(config: EsperConfig, run: str, output_dir: str | Path | None = Non
         yield None
         return
     keys = keys_of(settings)
-    with closing(channel_of(config, settings, checked_run(run), output_dir)) as channel:
+    with closing(channel_of(config, settings, checked_run(run))) as channel:
         yield RemotePolicy(
             channel,
             keys,
@@ -86,16 +85,14 @@ def keys_of(settings: RemoteSettings) -> Keys:
     return Keys.parse(settings.secret) if settings.secret is not None else Keys.from_file(settings.key_file or "")
 
 
-def channel_of(
-    config: EsperConfig, settings: RemoteSettings, inbox: str, output_dir: str | Path | None = None
-) -> Channel:
-    """The end of the channel with this inbox.
+def channel_of(config: EsperConfig, settings: RemoteSettings, inbox: str) -> Channel:
+    """The end of the channel with this inbox; both sides find it by the configuration alone.
 
     Raises:
         ConfigError: The channel is Redis, and there is no `redis` section.
     """
     if settings.channel == "folder":
-        place = settings.folder or Path(output_dir or config.training_settings().output_dir) / "control"
+        place = settings.folder or Path(config.training_settings().output_dir) / "control"
         return FolderChannel(place, inbox)
     if config.redis is None:
         raise ConfigError("`components.tamiyo.config.remote.channel` is redis: give a `redis` section too")
@@ -117,7 +114,6 @@ def _policy(settings: RemoteSettings, tamiyo: TamiyoSettings) -> Policy[Any]:
             f"`components.tamiyo.config.remote.policy`: there is no {settings.policy}: {error}"
         ) from error
     policy: Any = made()
-    kind = type(policy)
-    if not (hasattr(kind, "start") and hasattr(kind, "__call__")):  # noqa: B004  whether its instances are called
-        raise ConfigError(f"{settings.policy} gave a {kind.__name__}, which is no policy (esper.growth.policy)")
+    if not all((callable(policy), hasattr(policy, "start"))):
+        raise ConfigError(f"{settings.policy} gave a {type(policy).__name__}, which is no policy (esper.growth.policy)")
     return policy

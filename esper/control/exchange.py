@@ -74,7 +74,7 @@ class _Rejected:
 def exchange(
     line: Line, question: Question, purposes: tuple[Purpose, Purpose], last: str, obstacle: Callable[[Answer], str]
 ) -> Heard:
-    """Asks, and waits for an answer; whatever happens, no longer than the line's timeout.
+    """Asks, and waits for an answer no longer than the line's timeout, or than the channel takes to fail.
 
     Args:
         line: Where to.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from esper.control.channel import KEPT
@@ -39,6 +40,8 @@ class FolderChannel:
             for old in _messages(inbox)[:-KEPT]:
                 (inbox / old).unlink(missing_ok=True)
         except OSError as error:
+            with suppress(OSError):  # what is half written on a full disk
+                part.unlink(missing_ok=True)
             raise ChannelError(f"cannot put a message into {inbox}: {error.strerror or error}") from error
 
     def receive(self, timeout: float) -> bytes | None:
@@ -58,7 +61,9 @@ class FolderChannel:
             pause = min(2 * pause, longest)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Removes the own inbox, if nothing is left in it."""
+        with suppress(OSError):  # there is, or it never was
+            self._own.rmdir()
 
 
 def _messages(inbox: Path) -> list[str]:

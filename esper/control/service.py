@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,14 +46,17 @@ class Controller:
     def questions(self, messages: Iterable[bytes]) -> list[tuple[Question, tuple[Purpose, Purpose]]]:
         """The newest question of every run; the run waits for none of the others any more. What is none is logged."""
         newest: dict[str, tuple[Question, tuple[Purpose, Purpose]]] = {}
+        rejected: Counter[str] = Counter()
         for message in messages:
             try:
                 question, purposes = self._read(message)
             except MessageError as error:
-                _LOG.warning("a message is rejected: %s", error)
+                rejected[str(error)] += 1
                 continue
             if self.runs is None or question.run in self.runs:
                 newest[question.run] = question, purposes
+        for reason, times in rejected.items():
+            _LOG.warning("rejected, messages: %d, %s", times, reason)
         return list(newest.values())
 
     def answer(self, question: Question, purposes: tuple[Purpose, Purpose]) -> bytes:

@@ -44,3 +44,13 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         end.send("controller", b"")
     with pytest.raises(ChannelError, match="cannot look into"):
         end.receive(0)
+
+
+def test_an_empty_inbox_goes_when_its_end_is_closed(tmp_path):
+    end = FolderChannel(tmp_path, "run-1")
+    end.close()  # it was never written to
+    end.send("run-1", b"a late answer")
+    end.close()
+    assert end.receive(0) == b"a late answer"
+    end.close()
+    assert list(tmp_path.iterdir()) == []
