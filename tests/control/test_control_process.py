@@ -11,7 +11,9 @@ import yaml
 
 import esper
 from control.runs import GROWTH, alone, bit_equal, run, told
+from esper import job
 from esper.configs import EsperConfig, RemoteSettings
+from esper.control import RemotePolicy
 from esper.control.connect import controller_of, keys_of, policy_of
 from esper.control.keys import new_key
 from esper.errors import ConfigError
@@ -93,6 +95,23 @@ def test_without_the_setting_there_is_none(tmp_path):
     still.components["tamiyo"].enabled = False
     with policy_of(still, "run-1") as policy:
         assert policy is None
+
+
+def test_the_main_job_is_controlled(tmp_path, monkeypatch):
+    class Begun(Exception):
+        """Whose policy is looked at."""
+
+    def grow(*given, policy, **named):
+        raise Begun(policy)
+
+    monkeypatch.setattr("esper.job.grow", grow)
+    config = EsperConfig.from_yaml(written(tmp_path, timeout=7.0)[0])
+    config.training = {"data": "digits", "model": "mlp", "output_dir": str(tmp_path / "run")}
+    with pytest.raises(Begun) as found:
+        job.run(config)
+    policy = found.value.args[0]
+    assert isinstance(policy, RemotePolicy) and policy._line.timeout == 7.0
+    assert policy.settings.min_delta == GROWTH.min_delta
 
 
 @pytest.mark.parametrize(
