@@ -35,6 +35,10 @@ class ArgumentError(EsperError, ValueError):
     """An argument out of its range."""
 
 
+class RunFolderError(EsperError, FileNotFoundError):
+    """A run folder that is not there, or lacks what a run writes."""
+
+
 class MissingExtraError(EsperError, ImportError):
     """An optional package is needed that is not installed."""
 

@@ -16,6 +16,7 @@ from esper import __version__
 from esper.api import unwrap, wrap
 from esper.configs import EsperConfig, TrainingSettings
 from esper.errors import ParityError
+from esper.jax_backend.description import description, gains_of
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState
 from esper.parity import Agreement, compare, tolerance
@@ -23,7 +24,12 @@ from esper.train.data import SHAPES, Dataset, load
 from esper.train.history import Record, write
 from esper.train.loop import Result, grow
 
-_PLAIN = {"history": "history.jsonl", "certificate": "certificate.json", "ledger": "ledger.json"}
+_PLAIN = {
+    "history": "history.jsonl",
+    "certificate": "certificate.json",
+    "ledger": "ledger.json",
+    "network": "network.json",
+}
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ def _write(
     files = save_module(trained, place, metadata)
     files |= {name: place / file for name, file in _PLAIN.items()}
     files["ledger"].write_text(json.dumps(growth.ledger.as_dict(), indent=2) + "\n", encoding="utf-8")
+    network = description(growth.model, gains_of(growth.gains))
+    files["network"].write_text(json.dumps(network, indent=1) + "\n", encoding="utf-8")
     write(files["history"], (*growth.records, *(control.records if control else ())))
     files["certificate"].write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
     return files

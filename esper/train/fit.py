@@ -33,7 +33,7 @@ from esper.train.change import withdrawn
 from esper.train.checkpoint import Checkpoint
 from esper.train.compiles import counting_compiles
 from esper.train.governor import Governor
-from esper.train.history import Record
+from esper.train.history import Figures, Record
 from esper.train.keeping import Checkpoints, Keeper, newest
 from esper.train.ledger import Ledger
 from esper.train.objective import Criterion, Objective, OnTargets, objective
@@ -204,7 +204,10 @@ def fit(
         if course.plans:
             rehearse(model, course.plans)
         began = Record(resume.done, "resume") if resume else Record(0, "start")
-        books.note(replace(began, reason="small operations compiled"), run)
+        course_figures: Figures = {"steps": steps, "every": every}
+        if chosen:
+            course_figures |= {"blend_steps": growth.blend_steps, "schedule": growth.schedule}
+        books.note(replace(began, reason="small operations compiled", figures=course_figures), run)
         if resume:
             run.resume(resume)
         run.go()

@@ -158,6 +158,7 @@ class _Scores:
         score = Score(label, step, float(np.mean(found.losses)), right, len(self.data.test), parameters)
         self.taken[label] = score
         figures = {"test_loss": score.loss, "test_accuracy": score.accuracy, "parameters": parameters}
+        figures["examples"] = score.examples
         return Record(step, "score", label, figures=figures)
 
 

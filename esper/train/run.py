@@ -196,7 +196,7 @@ class Run:
         self._make_if_due()
         self._undecided = self._observe(train_loss, figures)
         self._state = self._state.rewound()
-        self.books.note(Record(self.done, "evaluate", figures=figures), self)
+        self.books.note(Record(self.done, "evaluate", figures=figures | _alphas(self._state.model)), self)
         if self._undecided is not None and not self.stopped:
             self._decide(self._undecided)
         if self._course.stopping and (reason := self._course.stopping.reason(self.losses)):
@@ -340,6 +340,21 @@ def _figures(train_loss: float, found: Measured | None) -> Figures:
         figures["validation_loss"] = float(np.mean(found.losses))
         figures |= {f"validation_{name}": float(np.mean(values)) for name, values in found.metrics.items()}
     return figures
+
+
+def _alphas(model: MorphableModel) -> Figures:
+    """Alpha of each seed that is GRAFTING; every other seed's is as its last event left it.
+
+    The state has been fetched for the books already, so this waits for nothing.
+    """
+    found: Figures = {}
+    if model.structure.kernels:
+        states, alphas = np.asarray(model.seeds.lifecycle), np.asarray(model.seeds.alpha)
+        for kernel in model.structure.kernels:
+            at = model.structure.row(kernel.layer), kernel.seed
+            if states[at] == int(S.GRAFTING):
+                found[f"alpha {kernel.layer}[{kernel.seed}]"] = float(alphas[at])
+    return found
 
 
 def _seeds(model: MorphableModel) -> tuple[tuple[str, int, S, int], ...]:
