@@ -11,6 +11,7 @@ from esper.drawing.scale import Scale, steps_scale, value_scale
 from esper.drawing.states import css_class, ink_class
 from esper.drawing.thin import Point, stretches, thinned
 
+_BADGE = 19.0  # width of a mark's number
 _CHARACTER = 6.9  # mean width of one, of 13 px
 
 
@@ -101,7 +102,7 @@ def curves(panel: Panel, width: float, height: float, *, name: str, points: int 
         points: How many of a curve's points are drawn, about.
     """
     at = frame(panel, width, height)
-    inner = [_axes(panel, at, width), *(_mark(mark, at, width) for mark in panel.marks)]
+    inner = [_axes(panel, at, width), *_marks(panel.marks, at)]
     inner += [_series(series, at, points) for series in panel.series]
     inner += [_legend(panel, width), tag("g", class_="es-cursor-layer")]
     described = f"{panel.title} over {whole(panel.steps)} training steps. " + " ".join(map(_told, panel.series))
@@ -140,7 +141,7 @@ def _axes(panel: Panel, at: Frame, width: float) -> Markup:
     top, bottom = at.y.end, at.y.start
     parts = [step_axis(at.x, top, bottom, 8 if width > 600 else 4)]
     for tick in at.y.ticks(6):
-        shown = percent(tick, 0 if tick * 100 == round(tick * 100) else 1) if panel.share else measured(tick)
+        shown = percent(tick, 0 if abs(tick * 100 - round(tick * 100)) < 1e-6 else 1) if panel.share else measured(tick)
         parts.append(tag("line", x1=at.x.start, x2=at.x.end, y1=at.y(tick), y2=at.y(tick), class_="es-grid"))
         parts.append(tag("text", shown, x=at.x.start - 7, y=at.y(tick) + 4, text_anchor="end", class_="es-tick"))
     parts.append(tag("line", x1=at.x.start, x2=at.x.end, y1=bottom, y2=bottom, class_="es-axis"))
@@ -167,18 +168,43 @@ def path_of(points: Sequence[Point], at: Frame) -> str:
     return " ".join(found)
 
 
-def _mark(mark: Mark, at: Frame, width: float) -> Markup:
-    x, top = at.x(mark.step), at.y.end
-    badge = tag("circle", cx=x, cy=top - 13, r=8.5, class_=f"es-area {css_class(mark.state)}")
+def _marks(marks: Sequence[Mark], at: Frame) -> list[Markup]:
+    """The marks; their numbers stand beside each other where they would lie upon each other."""
+    places = apart([at.x(mark.step) for mark in marks], _BADGE, at.x.start, at.x.end)
+    return [_mark(mark, at, place) for mark, place in zip(marks, places, strict=True)]
+
+
+def apart(places: Sequence[float], least: float, start: float, end: float) -> list[float]:
+    """Places, in order, moved as little as leaves so much between them; closer where there is no room for that.
+
+    >>> apart([10, 12, 50], 10, 0, 100)
+    [6.0, 16.0, 50.0]
+    """
+    least = min(least, (end - start) / max(1, len(places)))
+    groups: list[list[float]] = []  # middle, members
+    for place in places:
+        groups.append([place, 1])
+        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < least * (groups[-1][1] + groups[-2][1]) / 2:
+            (late, more), (early, few) = groups.pop(), groups.pop()
+            groups.append([(early * few + late * more) / (few + more), few + more])
+        half = least * (groups[-1][1] - 1) / 2
+        groups[-1][0] = min(max(groups[-1][0], start + half), end - half)
+    return [middle + least * (at - (count - 1) / 2) for middle, count in groups for at in range(int(count))]
+
+
+def _mark(mark: Mark, at: Frame, shifted: float) -> Markup:
+    top = at.y.end
+    badge = tag("circle", cx=shifted, cy=top - 14, r=8.5, class_=f"es-area {css_class(mark.state)}")
     number = tag(
         "text",
         mark.number,
-        x=x,
-        y=top - 9.2,
+        x=shifted,
+        y=top - 10.2,
         text_anchor="middle",
         class_=f"es-badge-text {ink_class(mark.state)}",
     )
-    line = tag("line", x1=x, x2=x, y1=top - 4, y2=at.y.start, class_="es-mark")
+    x = at.x(mark.step)
+    line = tag("path", d=f"M{shifted:.1f},{top - 5:.1f} L{x:.1f},{top + 3:.1f} V{at.y.start:.1f}", class_="es-mark")
     return tag("g", tag("title", mark.title), line, badge, number)
 
 

@@ -173,10 +173,14 @@ def _is_slim(row: Row) -> bool:
 def _height(row: Row, at: _Place) -> float:
     if _is_slim(row):
         return 26.0
-    each = 46.0
     if at.narrow:
-        return 46.0 + 34.0 + each * len(row.kernels)
-    return max(50.0, 44.0 + each * len(row.kernels))
+        return 46.0 + 34.0 + _each(at) * len(row.kernels)
+    return max(50.0, 44.0 + _each(at) * len(row.kernels))
+
+
+def _each(at: _Place) -> float:
+    """Height of a kernel: on narrow paper what is said of it takes two lines."""
+    return 58.0 if at.narrow else 44.0
 
 
 def _rail(lines: Sequence[Row], tops: Sequence[float], at: _Place, bottom: float) -> Markup:
@@ -217,7 +221,7 @@ def _layer(row: Row, top: float, at: _Place, largest: int) -> Markup:
     first = top + (46 if at.narrow else 4)
     parts.append(_bar(row.parameters, _amount(row.parameters, row.flops), first, at, largest))
     below = first + (34 if at.narrow else 40)
-    parts += [_kernel(k, top, below + 46 * place, at, largest) for place, k in enumerate(row.kernels)]
+    parts += [_kernel(k, top, below + _each(at) * place, at, largest) for place, k in enumerate(row.kernels)]
     return tag("g", tag("title", told(row)), join(parts))
 
 
@@ -242,9 +246,11 @@ def _kernel(kernel: Mapping[str, Any], layer: float, top: float, at: _Place, lar
     elbow = f"M{start:.1f},{layer + 22:.1f} H{start + 18:.1f} V{top + 7:.1f} H{at.bars:.1f}"
     parts = [] if at.narrow else [tag("path", d=elbow, class_="es-rail")]
     parts.append(area(state, at.bars, top, long, 14))
-    said = _amount(_parameters(kernel), flops if isinstance(flops, int) else None)
+    said = _amount(_parameters(kernel), flops if isinstance(flops, int) and not at.narrow else None)
     if at.narrow:
-        parts.append(tag("text", _cut(named, letters), x=at.bars, y=top + 28, class_="es-small"))
+        first = f"{kernel_name(kernel)} · {kernel_state(kernel)}"
+        parts.append(tag("text", _cut(first, letters), x=at.bars, y=top + 28, class_="es-small"))
+        parts.append(tag("text", _cut(f"{said}{worth}", letters), x=at.bars, y=top + 44, class_="es-small"))
         return join(parts)
     parts.append(tag("text", _cut(f"{named} · {said}", letters), x=at.bars, y=top + 29, class_="es-small"))
     return join(parts)

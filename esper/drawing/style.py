@@ -29,7 +29,7 @@ font-variant-numeric:tabular-nums}
 .es-control{stroke:var(--es-control);stroke-dasharray:7 4}
 .es-point{stroke:var(--es-paper);stroke-width:1.5}
 .es-point-test{fill:var(--es-test)}.es-point-control{fill:var(--es-control)}
-.es-mark{stroke:var(--es-soft);stroke-width:1;stroke-dasharray:2 3}
+.es-mark{fill:none;stroke:var(--es-soft);stroke-width:1;stroke-dasharray:2 3}
 .es-drawing .es-badge-text{font-size:10.5px;font-weight:700}
 .es-area{stroke-width:1}.es-drawing .es-label{font-size:12px;font-weight:600}
 .es-alpha{fill:none;stroke:var(--es-ink);stroke-width:1.6;stroke-linejoin:round}

@@ -41,6 +41,16 @@ class Column:
     number: bool = False
 
 
+_ROLES = {
+    "table": "table",
+    "group": "rowgroup",
+    "row": "row",
+    "head": "columnheader",
+    "name": "rowheader",
+    "cell": "cell",
+}
+
+
 def section(place: Place, name: str, title: str, *content: Any, lead: Any = None) -> Markup:
     """A landmark with a heading."""
     heading = tag(f"h{place.level}", title, id=f"{place.id(name)}-h")
@@ -80,6 +90,7 @@ def table(
     *,
     attributes: Sequence[dict[str, Any]] = (),
     seen: bool = True,
+    stacked: bool = False,
 ) -> Markup:
     """A table in a container of its own.
 
@@ -89,24 +100,31 @@ def table(
         rows: Cells.
         attributes: Of each row, if any.
         seen: Whether eyes see the caption too.
+        stacked: Whether narrow screens show each row as a block; roles keep it a table for screen readers.
     """
-    head = [tag("th", column.title, scope="col", class_="n" if column.number else None) for column in columns]
+    roles = _ROLES if stacked else dict.fromkeys(_ROLES)
+    head = [
+        tag("th", column.title, scope="col", role=roles["head"], class_="n" if column.number else None)
+        for column in columns
+    ]
     body = []
     for number, row in enumerate(rows):
         cells = [
-            tag("th", cell, scope="row", class_="n" if column.number else None)
+            tag("th", cell, scope="row", role=roles["name"], class_="n" if column.number else None)
             if at == 0
-            else tag("td", cell, class_="n" if column.number else None)
+            else tag("td", cell, role=roles["cell"], class_="n" if column.number else None)
             for at, (cell, column) in enumerate(zip(row, columns, strict=True))
         ]
-        body.append(tag("tr", *cells, **(attributes[number] if attributes else {})))
+        body.append(tag("tr", *cells, role=roles["row"], **(attributes[number] if attributes else {})))
     return scrolling(
         caption,
         tag(
             "table",
             tag("caption", caption, class_=None if seen else "unseen"),
-            tag("thead", tag("tr", *head)),
-            tag("tbody", *body),
+            tag("thead", tag("tr", *head, role=roles["row"]), role=roles["group"]),
+            tag("tbody", *body, role=roles["group"]),
+            class_="stacked" if stacked else None,
+            role=roles["table"],
         ),
     )
 

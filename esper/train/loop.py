@@ -121,7 +121,7 @@ def grow(
         batch_size=training.batch_size,
         validation=(data.validation.inputs, data.validation.labels),
         every=training.eval_every,
-        metrics=dict(METRICS),
+        metrics={"accuracy": accuracy},
         growth=tamiyo,
         policy=policy,
         callbacks=[told],

@@ -30,7 +30,7 @@ def decisions(run: RunData, place: Place) -> Markup:
         "decisions",
         "Decisions",
         _filter(shown, place),
-        table("Decisions, in order", _COLUMNS, body, attributes=marks, seen=False),
+        table("Decisions, in order", _COLUMNS, body, attributes=marks, seen=False, stacked=True),
         lead=f"{less if len(shown) < len(taken) else ''}Every decision has its reason, with the figures it rests on.",
     )
 
