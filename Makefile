@@ -19,9 +19,10 @@ setup: .venv/ready  ## make .venv from constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	touch $@
 
-demo: setup  ## wrap, train and grow a CNN and an MLP on real images, and get PyTorch back
+demo: setup  ## wrap, train and grow a CNN and an MLP on real images, get PyTorch back, and report on it
 	$(BIN)/esper grow configs/quickstart.yaml
 	$(BIN)/esper grow configs/quickstart_mlp.yaml
+	$(BIN)/esper report runs/quickstart runs/quickstart_mlp -o runs/report.html
 
 test: setup  ## the test suite
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q

@@ -92,6 +92,7 @@ def _loading(job: Job) -> dict[str, str]:
         str(files["history"]): "every event, one JSON object a line",
         str(files["certificate"]): "the certificate above",
         str(files["ledger"]): "where the work went, as in the table above",
+        str(files["network"]): f"the network, for the page that `esper report {files['network'].parent}` writes",
     }
 
 

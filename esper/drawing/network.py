@@ -215,9 +215,9 @@ def _layer(row: Row, top: float, at: _Place, largest: int) -> Markup:
         said = row.kind if row.title == "(root)" else f"{row.title}  {row.kind}"
         parts.append(tag("text", _cut(said, letters), x=at.card + 10, y=top + 17, class_="es-small"))
         return tag("g", tag("title", told(row)), join(parts))
-    kind = row.kind + (" · can grow" if row.grows and not row.kernels else "")
+    about = " · ".join(part for part in (row.kind, row.shape, "can grow" * (row.grows and not row.kernels)) if part)
     parts.append(tag("text", _cut(row.title, letters), x=at.card + 10, y=top + 19, class_="es-mono es-strong"))
-    parts.append(tag("text", _cut(f"{kind}   {row.shape}", letters), x=at.card + 10, y=top + 37, class_="es-small"))
+    parts.append(tag("text", _cut(about, letters), x=at.card + 10, y=top + 37, class_="es-small"))
     first = top + (46 if at.narrow else 4)
     parts.append(_bar(row.parameters, _amount(row.parameters, row.flops), first, at, largest))
     below = first + (34 if at.narrow else 40)

@@ -13,6 +13,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool
 
+from esper.drawing.notebook import Shown
 from esper.errors import SeedError
 from esper.jax_backend.artifact import KernelArtifact
 from esper.jax_backend.blend import Branch, blend
@@ -196,6 +197,22 @@ class MorphableModel(struct.PyTreeNode):
             "cache_size_mb": self.structure.cache.budget >> 20,
             "kernel_cache": asdict(self.structure.cache.statistics()),
         }
+
+    def show(self) -> Shown:
+        """The network to look at: a drawing in a notebook, text in a terminal; what grew stands beside its layer.
+
+        Shapes, FLOPs and the order of layers are those of the last call in evaluation mode; before any call only the
+        layers that can grow are known.
+
+        Example:
+            >>> import esper, torch
+            >>> print(esper.wrap(torch.nn.Linear(3, 2), example_inputs=torch.zeros(1, 3)).show())
+            Linear: 8 parameters
+              (root)                       linear             3 → 2                               8  14 FLOPs
+        """
+        from esper.jax_backend.description import description
+
+        return Shown(description(self))
 
     def late_constants(self) -> dict[str, jax.Array]:
         """What the captures turned out to close over besides `constants`."""

@@ -12,7 +12,6 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 
-from esper import __version__
 from esper.drawing.markup import Markup, join, tag
 from esper.drawing.states import patterns
 from esper.drawing.style import css
@@ -84,7 +83,7 @@ def _head(title: str) -> Markup:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("meta", name="generator", content=f"esper {__version__}"),
+        tag("meta", name="generator", content="esper"),
         tag("title", f"{title} \u2013 esper growth report"),
         tag("style", style),
     )
@@ -117,7 +116,7 @@ def _about(run: RunData) -> Markup:
 
 
 def _footer() -> Markup:
-    said = f"Written by esper {__version__}. This page is one file: it loads nothing and sends nothing."
+    said = "Written by esper. This page is one file: it loads nothing and sends nothing."
     return tag("footer", tag("p", said))
 
 
