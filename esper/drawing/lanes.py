@@ -9,10 +9,11 @@ from esper.drawing.amounts import ALPHA, whole
 from esper.drawing.curves import drawing, step_axis
 from esper.drawing.markup import Markup, join, tag
 from esper.drawing.scale import Scale, steps_scale
-from esper.drawing.states import area, ink_class, look
-from esper.drawing.thin import Point, thinned
+from esper.drawing.states import area, css_class, ink_class, look
+from esper.drawing.thin import Point
 
 _CHARACTER = 7.3
+_MANY, _TOLD = 24, 6
 _SPAN, _ALPHA, _GAP = 20.0, 22.0, 14.0
 
 
@@ -60,13 +61,16 @@ def lanes(seeds: Sequence[Lane], steps: int, width: float, *, name: str) -> Mark
         top += _height(seed, narrow)
     height = top + 26
     axis = step_axis(x, 8.0, top, 4 if narrow else 8)
-    about = " ".join(map(told, seeds[:60])) + (f" And {len(seeds) - 60} more." if len(seeds) > 60 else "")
+    about = " ".join(map(told, seeds[:20])) + (f" And {len(seeds) - 20} more." if len(seeds) > 20 else "")
     return drawing([axis, *inner], width, height, name=name, title="Lifecycle and alpha of each seed", about=about)
 
 
 def told(seed: Lane) -> str:
     """A seed's life in a sentence."""
-    lived = "; ".join(f"{look(s.state).label} from step {whole(s.start)} to {whole(s.end)}" for s in seed.spans[:40])
+    shown = seed.spans[-_TOLD:]
+    lived = "; ".join(f"{look(s.state).label} from step {whole(s.start)} to {whole(s.end)}" for s in shown)
+    if len(shown) < len(seed.spans):
+        lived = f"{len(seed.spans) - len(shown)} states, then {lived}"
     return f"{seed.label}: {lived or 'dormant throughout'}."
 
 
@@ -78,12 +82,22 @@ def _lane(seed: Lane, x: Scale, top: float, narrow: bool) -> Markup:
     title = tag("title", told(seed))
     label = tag("text", _short(seed.label), x=x.start if narrow else 4, y=top + 14.5, class_="es-mono es-strong")
     top += 18 if narrow else 0
-    parts = [label, *(_span(span, x, top) for span in seed.spans)]
+    few = len(seed.spans) <= _MANY
+    parts = [label, *([_span(span, x, top) for span in seed.spans] if few else _bands(seed.spans, x, top))]
     if seed.note and not narrow and seed.alpha:
         parts.append(tag("text", seed.note[:28], x=4, y=top + _SPAN + 17, class_="es-small"))
     if seed.alpha:
         parts.append(_curve(seed.alpha, x, top + _SPAN + 4))
     return tag("g", title, join(parts))
+
+
+def _bands(spans: Sequence[Span], x: Scale, top: float) -> list[Markup]:
+    """Many states: a shape for all spans of a state, without names."""
+    shapes: dict[str, list[str]] = {}
+    for span in spans:
+        left, wide = x(span.start), max(0.8, x(span.end) - x(span.start))
+        shapes.setdefault(span.state, []).append(f"M{left:.1f},{top:.0f}h{wide:.1f}v{_SPAN:.0f}h-{wide:.1f}z")
+    return [tag("path", d="".join(shape), class_=f"es-band {css_class(state)}") for state, shape in shapes.items()]
 
 
 def _span(span: Span, x: Scale, top: float) -> Markup:
@@ -104,13 +118,12 @@ def _span(span: Span, x: Scale, top: float) -> Markup:
 
 def _curve(alpha: Sequence[Point], x: Scale, top: float) -> Markup:
     y = Scale(0.0, 1.0, top + _ALPHA - 1, top + 1)
-    places = [f"{x(step):.1f},{y(value):.1f}" for step, value in thinned(alpha, 120)]
-    floor = f"{x(alpha[-1][0]):.1f},{y(0):.1f} {x(alpha[0][0]):.1f},{y(0):.1f}"
+    places = [f"{x(step):.1f},{y(value):.1f}" for step, value in alpha]
+    first, last = (f"{x(step):.1f},{y(0):.1f}" for step in (alpha[0][0], alpha[-1][0]))
     return join(
         [
             tag("line", x1=x.start, x2=x.end, y1=y(0), y2=y(0), class_="es-grid"),
-            tag("path", d=f"M{' '.join(places)} {floor} Z", class_="es-alpha-area"),
-            tag("path", d=f"M{' '.join(places)}", class_="es-alpha"),
+            tag("path", d=f"M{first} {' '.join(places)} {last}", class_="es-alpha"),
             tag("text", ALPHA, x=x.start - 12, y=y(0) - 5, class_="es-small") if x.start > 30 else None,
         ]
     )

@@ -17,6 +17,9 @@ SCHEMA_VERSION = 1
 MOST_ROWS = 80
 """Layers drawn one by one; of more, those beside which nothing grew are drawn together."""
 
+MOST_KERNELS = 4
+"""Kernels of a line that are drawn one by one."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -92,14 +95,14 @@ def network(layers: Sequence[Mapping[str, Any]], width: float, *, name: str) -> 
 def told(row: Row) -> str:
     """A line of the drawing in a sentence."""
     own = f"{row.title}, {row.kind}, {whole(row.parameters)} parameters"
-    grown = [f"{kernel_name(k)} with {whole(_parameters(k))} parameters, {kernel_state(k)}" for k in row.kernels]
+    grown = [f"{kernel_name(k)} with {whole(_parameters(k))} parameters, {kernel_state(k)}" for k in _drawn(row)]
     return f"{own}; beside it {'; '.join(grown)}." if grown else f"{own}."
 
 
 def kernel_name(kernel: Mapping[str, Any]) -> str:
     """A kernel's recipe, such as "mlp(width=16)"."""
     options = ", ".join(f"{name}={value}" for name, value in dict(kernel.get("options") or {}).items())
-    return f"{kernel.get('blueprint', '?')}({options})"
+    return f"{kernel.get('blueprint', '?')}({options})" if "options" in kernel else str(kernel.get("blueprint", "?"))
 
 
 def kernel_state(kernel: Mapping[str, Any]) -> str:
@@ -153,6 +156,16 @@ def _row(layers: Sequence[Mapping[str, Any]], reads: tuple[int, ...]) -> Row:
     )
 
 
+def _drawn(row: Row) -> list[Mapping[str, Any]]:
+    """The kernels of a line; the smallest of many as one."""
+    if len(row.kernels) <= MOST_KERNELS:
+        return list(row.kernels)
+    ordered = sorted(row.kernels, key=_parameters, reverse=True)
+    rest = ordered[MOST_KERNELS - 1 :]
+    together = {"blueprint": f"{len(rest)} more kernels", "parameters": sum(map(_parameters, rest)), "state": "ACTIVE"}
+    return [*ordered[: MOST_KERNELS - 1], together]
+
+
 def _parameters(kernel: Mapping[str, Any]) -> int:
     return int(kernel.get("parameters") or 0)
 
@@ -174,8 +187,8 @@ def _height(row: Row, at: _Place) -> float:
     if _is_slim(row):
         return 26.0
     if at.narrow:
-        return 46.0 + 34.0 + _each(at) * len(row.kernels)
-    return max(50.0, 44.0 + _each(at) * len(row.kernels))
+        return 46.0 + 34.0 + _each(at) * len(_drawn(row))
+    return max(50.0, 44.0 + _each(at) * len(_drawn(row)))
 
 
 def _each(at: _Place) -> float:
@@ -221,7 +234,7 @@ def _layer(row: Row, top: float, at: _Place, largest: int) -> Markup:
     first = top + (46 if at.narrow else 4)
     parts.append(_bar(row.parameters, _amount(row.parameters, row.flops), first, at, largest))
     below = first + (34 if at.narrow else 40)
-    parts += [_kernel(k, top, below + _each(at) * place, at, largest) for place, k in enumerate(row.kernels)]
+    parts += [_kernel(k, top, below + _each(at) * place, at, largest) for place, k in enumerate(_drawn(row))]
     return tag("g", tag("title", told(row)), join(parts))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from esper.drawing.states import SERIES, STATES, css_class, ink_class
+from esper.drawing.states import SERIES, SERIES_ON_DARK, STATES, css_class, ink_class
 
+_DASHES = ("none", "9 4", "2 4", "12 3 2 3", "5 3", "1 6")
 _LIGHT = """--es-paper:#ffffff;--es-ink:#1c2430;--es-soft:#525c69;--es-line:#dde1e7;--es-rail:#8a929c;--es-card:#f6f7f9;
 --es-train:#6d7682;--es-validation:#0067a3;--es-control:#a3510a;--es-test:#1c2430;--es-host:#9aa3ae;--es-area-edge:1"""
 _DARK = """--es-paper:#14181e;--es-ink:#e8ebef;--es-soft:#a9b2bd;--es-line:#2e3641;--es-rail:#7d8793;--es-card:#1c222a;
@@ -31,9 +32,8 @@ font-variant-numeric:tabular-nums}
 .es-point-test{fill:var(--es-test)}.es-point-control{fill:var(--es-control)}
 .es-mark{fill:none;stroke:var(--es-soft);stroke-width:1;stroke-dasharray:2 3}
 .es-drawing .es-badge-text{font-size:10.5px;font-weight:700}
-.es-area{stroke-width:1}.es-drawing .es-label{font-size:12px;font-weight:600}
-.es-alpha{fill:none;stroke:var(--es-ink);stroke-width:1.6;stroke-linejoin:round}
-.es-alpha-area{fill:var(--es-ink);opacity:.1}
+.es-area{stroke-width:1}.es-drawing .es-band{stroke-width:.4}.es-drawing .es-label{font-size:12px;font-weight:600}
+.es-alpha{fill:var(--es-ink);fill-opacity:.1;stroke:var(--es-ink);stroke-width:1.6;stroke-linejoin:round}
 .es-pattern path{stroke:#10161d;stroke-width:1;opacity:.38;fill:none}.es-pattern .es-dot{fill:#10161d;opacity:.42}
 .es-cursor{stroke:var(--es-ink);stroke-width:1}
 """
@@ -45,6 +45,13 @@ def css() -> str:
         f".{css_class(name)}{{fill:{look.colour};stroke:{look.edge}}}.es-drawing .{ink_class(name)}{{fill:{look.ink}}}"
         for name, look in STATES.items()
     )
-    runs = "".join(f".es-run-{at}{{stroke:{colour}}}.es-fill-{at}{{fill:{colour}}}" for at, colour in enumerate(SERIES))
-    dark = f"@media screen and (prefers-color-scheme:dark){{.esper{{{_DARK}}}}}"
-    return f".esper{{{_LIGHT}}}{dark}{_RULES}{states}\n{runs}"
+    runs = "".join(
+        f".es-run-{at}{{stroke:var(--es-run-{at});stroke-dasharray:{dashes}}}.es-fill-{at}{{fill:var(--es-run-{at})}}"
+        for at, dashes in enumerate(_DASHES)
+    )
+    dark = f"@media screen and (prefers-color-scheme:dark){{.esper{{{_DARK};{_variables(SERIES_ON_DARK)}}}}}"
+    return f".esper{{{_LIGHT};{_variables(SERIES)}}}{dark}{_RULES}{states}\n{runs}"
+
+
+def _variables(colours: tuple[str, ...]) -> str:
+    return ";".join(f"--es-run-{at}:{colour}" for at, colour in enumerate(colours))

@@ -13,7 +13,7 @@ MARKS = 24
 """Events marked on a chart and listed under it."""
 LANES = 240
 """Seeds drawn."""
-DECISIONS = 1000
+DECISIONS = 600
 """Rows of the table of decisions."""
 TEXT = 700
 """Characters of a reason or a name."""
@@ -23,8 +23,12 @@ KERNELS = 400
 """Rows of the table of kernels."""
 PIECES = 40
 """Of a curve that rollbacks threw away."""
-SPANS = 200
-"""States of one seed."""
+SPANS = 12_000
+"""States of all seeds together that are drawn: of each the latest."""
+ALPHAS = 6_000
+"""Points of all curves of alpha together."""
+LEAST = 24
+"""States and points that every seed gets."""
 
 
 def cut(text: str, limit: int = TEXT) -> str:

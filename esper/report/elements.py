@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.drawing.markup import Markup, join, tag
-from esper.drawing.states import css_class, look
+from esper.drawing.states import look, swatch
 
 WIDE, NARROW = 1000.0, 350.0
 """Widths of the two papers that everything is drawn on; the style shows the one that fits."""
@@ -136,12 +136,4 @@ def folded(title: str, *content: Any) -> Markup:
 
 def chip(state: str, said: Any = None) -> Markup:
     """A state's name with a swatch of its colour and pattern."""
-    swatch = tag("svg", _swatch(state), width=14, height=14, viewBox="0 0 14 14", aria_hidden="true", class_="swatch")
-    return tag("span", swatch, look(state).label if said is None else said, class_="chip")
-
-
-def _swatch(state: str) -> Markup:
-    shape = {"x": 0.5, "y": 0.5, "width": 13, "height": 13, "rx": 3}
-    base = tag("rect", **shape, class_=f"es-area {css_class(state)}")
-    pattern = look(state).pattern
-    return base if pattern == "none" else join([base, tag("rect", **shape, fill=f"url(#es-{pattern})")])
+    return tag("span", swatch(state), look(state).label if said is None else said, class_="chip")

@@ -155,12 +155,11 @@ def _counting(events: Sequence[Event]) -> list[Event]:
             back = int(event.number("back_to"))
             kept = [known for known in kept if known.step < back or (known.event == "evaluate" and known.step == back)]
             blamed = str(event.figures.get("culled", "")).split(", ")
-            states = _states_now(kept)
-            kept += [
-                Event(back, "culled", event.reason, *place)
-                for place, state in states.items()
-                if label(place) in blamed and state not in ("DORMANT", "CULLED", "FOSSILIZED")
-            ]
+            for place, state in _states_now(kept).items():
+                if state == "LOADING":  # what was being prepared is withdrawn
+                    kept.append(Event(back, "dormant", "", *place))
+                elif label(place) in blamed and state not in ("DORMANT", "CULLED", "FOSSILIZED"):
+                    kept.append(Event(back, "culled", event.reason, *place))
         elif event.event in ("germinate", "declined") and event.place is not None:
             asked = next((k for k in reversed(kept) if k.event == "prepare" and k.place is None), None)
             if asked is not None:
@@ -172,7 +171,8 @@ def _counting(events: Sequence[Event]) -> list[Event]:
 
 
 def _states_now(events: Iterable[Event]) -> dict[Place, str]:
-    return {event.place: STATES[event.event] for event in events if event.place and event.event in STATES}
+    known = STATES | {"prepare": "LOADING"}
+    return {event.place: known[event.event] for event in events if event.place and event.event in known}
 
 
 def _life(

@@ -49,7 +49,7 @@ def _table(runs: Sequence[RunData], place: Place) -> Markup:
         rows.append(
             [
                 tag("a", run.name, href=f"#r{number}"),
-                progress(run),
+                progress(run).removesuffix(" steps"),
                 _cell(found.before),
                 _cell(found.after),
                 _cell(found.control),
@@ -60,7 +60,7 @@ def _table(runs: Sequence[RunData], place: Place) -> Markup:
             ]
         )
     names = ("before growth", "after", "control", "germinated, stayed", "parameters", "FLOPs", "seconds")
-    columns = [Column("run"), Column("steps"), *(Column(name, True) for name in names)]
+    columns = [Column("run"), Column("steps", True), *(Column(name, True) for name in names)]
     return table("Scores are test accuracy and loss, or validation's where nothing was tested", columns, rows)
 
 

@@ -8,7 +8,8 @@ from esper.drawing.amounts import whole
 from esper.drawing.lanes import Lane, lanes
 from esper.drawing.markup import Markup, join, tag
 from esper.drawing.states import STATES, look
-from esper.report.bounds import LANES, SPANS, TABLE_ROWS, cut
+from esper.drawing.thin import thinned
+from esper.report.bounds import ALPHAS, LANES, LEAST, SPANS, TABLE_ROWS, cut
 from esper.report.elements import Column, Place, chip, drawn, folded, section, table
 from esper.report.read import RunData
 from esper.report.timeline import Life, label, lives, planned_steps
@@ -22,8 +23,14 @@ def seeds(run: RunData, place: Place) -> Markup:
     if not found:
         return section(place, "seeds", "Seeds", lead=_asleep(run, 0) or "Nothing happened to any seed.")
     shown = found[:LANES]
+    most, points = max(LEAST, SPANS // len(shown)), max(LEAST, ALPHAS // len(shown))
     drawing = [
-        Lane(cut(label(life.place), 120), life.spans[:SPANS], life.alpha, ", ".join(life.blueprints[-2:]))
+        Lane(
+            cut(label(life.place), 120),
+            life.spans[-most:],
+            tuple(thinned(life.alpha, points)),
+            ", ".join(life.blueprints[-2:]),
+        )
         for life in shown
     ]
     name, steps = place.id("lanes"), planned_steps(run.events)
@@ -34,7 +41,9 @@ def seeds(run: RunData, place: Place) -> Markup:
         folded("The lanes as a table", _table(shown)),
         tall="Lanes of the seeds" if len(shown) > _TALL else "",
     )
-    more = f"{whole(len(found) - LANES)} more seeds are not drawn." if len(found) > LANES else None
+    more = f"{whole(len(found) - LANES)} more seeds are not drawn. " if len(found) > LANES else ""
+    if any(len(life.spans) > most for life in shown):
+        more += f"Of each seed the latest {whole(most)} states are drawn."
     return section(
         place, "seeds", "Seeds", figure, tag("p", more, class_="note") if more else None, lead=_lead(run, found)
     )
@@ -71,7 +80,7 @@ def _table(found: Sequence[Life]) -> Markup:
     rows = [
         [label(life.place), chip(span.state), whole(span.start), whole(span.end)]
         for life in found
-        for span in life.spans[:SPANS]
+        for span in life.spans
     ]
     limit = 4 * TABLE_ROWS
     columns = [Column("seed"), Column("state"), Column("from step", True), Column("to step", True)]
