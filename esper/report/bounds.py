@@ -1,4 +1,4 @@
-"""How much of a run goes into a page, so that a page stays a page: some 2 MB a run at most, whatever it did.
+"""How much of a run goes into a page, so that a page stays a page: some 3 MB a run at most, whatever it did.
 
 What is left out is said where it is left out, and is in the run folder.
 """
@@ -21,14 +21,14 @@ PANELS = 4
 """Charts of curves: the loss, and so many metrics less one."""
 KERNELS = 400
 """Rows of the table of kernels."""
+TALL = 30
+"""Rows beyond which a table scrolls by itself."""
 PIECES = 40
 """Of a curve that rollbacks threw away."""
-SPANS = 12_000
+SPANS = 9_000
 """States of all seeds together that are drawn: of each the latest."""
-ALPHAS = 6_000
-"""Points of all curves of alpha together."""
 LEAST = 24
-"""States and points that every seed gets."""
+"""States that every seed gets, however many seeds there are."""
 
 
 def cut(text: str, limit: int = TEXT) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from esper.drawing.markup import Markup, join, tag
 from esper.drawing.states import look, swatch
+from esper.report.bounds import TALL
 
 WIDE, NARROW = 1000.0, 350.0
 """Widths of the two papers that everything is drawn on; the style shows the one that fits."""
@@ -107,7 +108,7 @@ def table(
         tag("th", column.title, scope="col", role=roles["head"], class_="n" if column.number else None)
         for column in columns
     ]
-    body = []
+    body: list[Markup] = []
     for number, row in enumerate(rows):
         cells = [
             tag("th", cell, scope="row", role=roles["name"], class_="n" if column.number else None)
@@ -126,6 +127,7 @@ def table(
             class_="stacked" if stacked else None,
             role=roles["table"],
         ),
+        tall=len(body) > TALL,
     )
 
 

@@ -254,7 +254,25 @@ def _alpha(
             alpha = new
         before = state or before
     points.append((end, alpha))
-    return points if any(value > 0 for _, value in points) else []
+    return _bends(points) if any(value > 0 for _, value in points) else []
+
+
+def _bends(points: Sequence[Point]) -> list[Point]:
+    """The points at which a line through all of them bends."""
+    kept: list[Point] = []
+    for point in points:
+        while len(kept) > 1 and _is_between(kept[-2], kept[-1], point):
+            kept.pop()
+        if not kept or point != kept[-1]:
+            kept.append(point)
+    return kept
+
+
+def _is_between(before: Point, middle: Point, after: Point) -> bool:
+    if after[0] == before[0]:
+        return middle == before
+    straight = before[1] + (after[1] - before[1]) * (middle[0] - before[0]) / (after[0] - before[0])
+    return abs(straight - middle[1]) < 1e-4
 
 
 def _ramp(
@@ -263,7 +281,7 @@ def _ramp(
     inside = [(step, value) for step, value in sorted(seen.items()) if start < step <= stop and math.isfinite(value)]
     if ramp is None:
         return [(start, origin), *inside] if inside else [(start, origin), (stop, target)]
-    drawn = [start + (stop - start) * part / 32 for part in range(33)] if stop > start else [start]
+    drawn = [start + (stop - start) * part / 16 for part in range(17)] if stop > start else [start]
     made = [(step, origin + (target - origin) * ramp(step - start)) for step in drawn]
     said = all(abs(origin + (target - origin) * ramp(step - start) - value) < 0.02 for step, value in inside)
     return made if said else [(start, origin), *inside]  # what was measured is right where the two differ

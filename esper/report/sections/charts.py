@@ -111,14 +111,27 @@ def _is_share(run: RunData, name: str) -> bool:
 def marks_of(events: Sequence[Event]) -> tuple[list[Mark], int]:
     """The events worth marking, in order, and how many were left out."""
     worth = [event for event in events if event.event in _WEIGHT]
-    kept = sorted(worth, key=lambda event: (_WEIGHT.index(event.event), event.step))[:MARKS]
-    places = {id(event) for event in kept}
-    shown = [event for event in worth if id(event) in places]
+    kept = set()
+    for kind in _WEIGHT:
+        own = [place for place, event in enumerate(worth) if event.event == kind]
+        kept |= set(spread(own, MARKS - len(kept)))
+    shown = [worth[place] for place in sorted(kept)]
     marks = [
         Mark(event.step, number, EVENTS.get(event.event, "DORMANT"), f"step {whole(event.step)}: {said(event)}")
         for number, event in enumerate(shown, start=1)
     ]
     return marks, len(worth) - len(shown)
+
+
+def spread(places: Sequence[int], count: int) -> list[int]:
+    """So many of them, from all over.
+
+    >>> spread(range(100), 4)
+    [0, 33, 66, 99]
+    """
+    if len(places) <= count:
+        return list(places)
+    return [places[round(at * (len(places) - 1) / max(1, count - 1))] for at in range(count)]
 
 
 def said(event: Event) -> str:
