@@ -110,6 +110,31 @@ def test_the_scores_and_their_parameters():
     assert scores["end"].accuracy > scores["untrained"].accuracy
 
 
+def test_evaluations_give_the_share_of_right_answers():
+    last = [record for record in run().records if record.event == "evaluate"][-1]
+    validation = data().validation
+    right = (run().model(validation.inputs).argmax(-1) == validation.labels).mean()
+    assert last.figures["validation_accuracy"] == pytest.approx(float(right))
+
+
+def test_evaluations_tell_the_alpha_of_what_is_grafting():
+    told = {r.step: r.figures["alpha 0[0]"] for r in run().records if "alpha 0[0]" in r.figures}
+    assert told and all(0 < alpha <= 1 for alpha in told.values())
+    grafting = [r.step for r in run().records if r.event == "grafting"]
+    active = [r.step for r in run().records if r.event == "active"]
+    assert min(told) > grafting[0] and max(told) <= active[-1]
+
+
+def test_the_first_record_says_how_long_the_run_is_to_be_and_how_alpha_rises():
+    first = run().records[0]
+    assert first.event == "start" and first.figures == {
+        "steps": TRAINING.steps,
+        "every": TRAINING.eval_every,
+        "blend_steps": TAMIYO.blend_steps,
+        "schedule": "linear",
+    }
+
+
 def test_alpha_follows_the_schedule():
     states = []
 
