@@ -58,6 +58,12 @@ def test_the_page_on_blueprints_runs():
     assert scope["cost"].parameters == 4 * 8 + 8 + 8 * 6 + 6
 
 
+def test_the_page_on_the_report_runs():
+    scope = run_blocks("docs/report.md", 3)
+    assert scope["page"].read_text().startswith("<!doctype html>") and (scope["folder"] / "lanes.svg").exists()
+    assert "Sequential: 46 parameters" in str(scope["shown"])
+
+
 def test_every_file_a_document_links_to_exists():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

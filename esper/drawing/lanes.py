@@ -123,7 +123,8 @@ def _curve(alpha: Sequence[Point], x: Scale, top: float) -> Markup:
     return join(
         [
             tag("line", x1=x.start, x2=x.end, y1=y(0), y2=y(0), class_="es-grid"),
-            tag("path", d=f"M{first} {' '.join(places)} {last}", class_="es-alpha"),
+            tag("path", d=f"M{first} {' '.join(places)} {last}", class_="es-alpha-area") if len(places) <= 60 else None,
+            tag("path", d=f"M{' '.join(places)}", class_="es-alpha"),
             tag("text", ALPHA, x=x.start - 12, y=y(0) - 5, class_="es-small") if x.start > 30 else None,
         ]
     )

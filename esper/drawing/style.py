@@ -33,7 +33,8 @@ font-variant-numeric:tabular-nums}
 .es-mark{fill:none;stroke:var(--es-soft);stroke-width:1;stroke-dasharray:2 3}
 .es-drawing .es-badge-text{font-size:10.5px;font-weight:700}
 .es-area{stroke-width:1}.es-drawing .es-band{stroke-width:.4}.es-drawing .es-label{font-size:12px;font-weight:600}
-.es-alpha{fill:var(--es-ink);fill-opacity:.1;stroke:var(--es-ink);stroke-width:1.6;stroke-linejoin:round}
+.es-alpha-area{fill:var(--es-ink);fill-opacity:.1}
+.es-alpha{fill:none;stroke:var(--es-ink);stroke-width:1.6;stroke-linejoin:round}
 .es-pattern path{stroke:#10161d;stroke-width:1;opacity:.38;fill:none}.es-pattern .es-dot{fill:#10161d;opacity:.42}
 .es-cursor{stroke:var(--es-ink);stroke-width:1}
 """

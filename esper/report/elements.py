@@ -121,7 +121,7 @@ def table(
         caption,
         tag(
             "table",
-            tag("caption", caption, class_=None if seen else "unseen"),
+            tag("caption", tag("span", caption), class_=None if seen else "unseen"),
             tag("thead", tag("tr", *head, role=roles["row"]), role=roles["group"]),
             tag("tbody", *body, role=roles["group"]),
             class_="stacked" if stacked else None,
