@@ -16,6 +16,8 @@ def counted(count: float) -> str:
     >>> counted(999), counted(1418), counted(1_250_000), counted(0)
     ('999', '1.42 k', '1.25 M', '0')
     """
+    if not math.isfinite(count):
+        return measured(count)
     power = 0
     while abs(count) >= 999.5 and power < len(_PREFIXES) - 1:
         count, power = count / 1000, power + 1
@@ -24,7 +26,7 @@ def counted(count: float) -> str:
 
 def whole(count: float) -> str:
     """All digits, in groups of three."""
-    return f"{round(count):,}"
+    return f"{round(count):,}" if math.isfinite(count) else measured(count)
 
 
 def measured(value: float) -> str:

@@ -145,7 +145,7 @@ def _events(path: Path) -> tuple[list[Event], list[str]]:
 def _event(line: str, path: Path, number: int) -> Event | None:
     try:
         plain = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(plain, dict):
         return None
@@ -203,9 +203,20 @@ def _plain(path: Path) -> tuple[Mapping[str, Any] | None, list[str]]:
         return None, []
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, [f"{path.name} is no JSON ({cut(str(error), 120)}); it may be being written"]
-    return (held, []) if isinstance(held, dict) else (None, [f"{path.name} holds no object"])
+    return (_sane(held), []) if isinstance(held, dict) else (None, [f"{path.name} holds no object"])
+
+
+def _sane(plain: Any) -> Any:
+    """The same without numbers beyond what anything counts or measures, which become None."""
+    if isinstance(plain, dict):
+        return {name: _sane(value) for name, value in plain.items()}
+    if isinstance(plain, list):
+        return [_sane(value) for value in plain]
+    if isinstance(plain, int) and abs(plain) >= 2**80:
+        return None
+    return None if isinstance(plain, float) and not abs(plain) < 1e30 else plain
 
 
 def _network(held: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, list[str]]:
@@ -223,6 +234,8 @@ def _network(held: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, 
 def _is_layer(layer: Any) -> bool:
     """Whether the drawing can rely on what it counts with."""
     if not isinstance(layer, dict):
+        return False
+    if not all(layer.get(name) is None or isinstance(layer[name], str) for name in ("name", "type")):
         return False
     kernels, reads = layer.get("kernels", []), layer.get("reads", [])
     counts = [layer.get("parameters"), layer.get("flops"), *(reads if isinstance(reads, list) else [""])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from esper.drawing.lanes import Span
 from esper.drawing.thin import Point
@@ -184,7 +185,7 @@ def _life(
     changes = [(step, state) for step, state, _ in moves if state]
     spans = [
         Span(start, stop, state)
-        for (start, state), (stop, _) in zip(changes, [*changes[1:], (end, "")], strict=True)
+        for (start, state), (stop, _) in pairwise([*changes, (end, "")])
         if stop > start and state != "DORMANT"
     ]
     held = [str(event.figures.get("blueprint")) for event in events if event.event == "germinate"]
@@ -236,6 +237,8 @@ def _alpha(
 ) -> list[Point]:
     """The curve of a seed's alpha: exact where the schedule is known, through what was measured elsewhere."""
     points: list[Point] = []
+    if not moves:
+        return points
     alpha, before, stops = 0.0, "", [*(step for step, _, _ in moves[1:]), end]
     for (step, state, event), stop in zip(moves, stops, strict=True):
         new = alpha

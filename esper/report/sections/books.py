@@ -117,13 +117,18 @@ def _kernels(held: Mapping[str, Any]) -> Markup | None:
         if isinstance(entry, list) and len(entry) == 4 and isinstance(entry[3], int | float):
             kept = "" if not isinstance(stayed, list) else "stayed" if entry[:3] in stayed else "did not stay"
             rows.append([f"{cut(str(entry[0]), 120) or '(root)'}[{entry[1]}]", counted(entry[3]), kept])
-    points = [point for point in held.get("parameters") or [] if isinstance(point, list) and len(point) == 2]
+    points = held.get("parameters")
+    points = [point for point in points if _are_counts(point)] if isinstance(points, list) else []
     sizes = [[whole(step), whole(count)] for step, count in points[-TABLE_ROWS:]]
     return folded(
         "Work of each kernel, and the network's size",
         table("Training and use of each kernel", [Column("seed"), Column("FLOPs", True), Column("it")], rows),
         table("Parameters, kernels included", [Column("from step", True), Column("parameters", True)], sizes),
     )
+
+
+def _are_counts(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2 and all(isinstance(count, int) for count in point)
 
 
 def certificate(run: RunData, place: Place) -> Markup:
