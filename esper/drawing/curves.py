@@ -76,7 +76,6 @@ class Frame:
 
     x: Scale
     y: Scale
-    height: float
 
 
 def frame(panel: Panel, width: float, height: float) -> Frame:
@@ -87,7 +86,6 @@ def frame(panel: Panel, width: float, height: float) -> Frame:
     return Frame(
         steps_scale(panel.steps, left, width - right),
         value_scale(values, height - bottom, top, share=panel.share),
-        height,
     )
 
 

@@ -20,6 +20,9 @@ MOST_ROWS = 80
 MOST_KERNELS = 4
 """Kernels of a line that are drawn one by one."""
 
+MOST_ARCS = 240
+"""Connections over other layers that are drawn."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -205,8 +208,8 @@ def _rail(lines: Sequence[Row], tops: Sequence[float], at: _Place, bottom: float
 
 
 def _skips(lines: Sequence[Row], tops: Sequence[float], at: _Place) -> list[Markup]:
-    """Arcs from layers to later ones that read them over others."""
-    found = []
+    """Arcs from layers to later ones that read them over others, the shortest ones where there are very many."""
+    found: list[tuple[int, Markup]] = []
     middles = [top + _height(row, at) / 2 for row, top in zip(lines, tops, strict=True)]
     for number, row in enumerate(lines):
         for read in row.reads:
@@ -214,8 +217,9 @@ def _skips(lines: Sequence[Row], tops: Sequence[float], at: _Place) -> list[Mark
                 start = 8.0 if read < 0 else middles[read]
                 out = at.rail - min(at.rail - 3, 8 + 4 * (number - read))
                 curve = f"M{at.rail - 4:.1f},{start:.1f} C{out:.1f},{start:.1f} {out:.1f},{middles[number]:.1f} "
-                found.append(tag("path", d=f"{curve}{at.rail - 4:.1f},{middles[number]:.1f}", class_="es-rail"))
-    return found
+                arc = tag("path", d=f"{curve}{at.rail - 4:.1f},{middles[number]:.1f}", class_="es-rail")
+                found.append((number - read, arc))
+    return [arc for _, arc in sorted(found, key=lambda pair: pair[0])[:MOST_ARCS]]
 
 
 def _layer(row: Row, top: float, at: _Place, largest: int) -> Markup:
@@ -225,7 +229,7 @@ def _layer(row: Row, top: float, at: _Place, largest: int) -> Markup:
     parts.append(tag("line", x1=at.rail + 4, x2=at.card, y1=top + height / 2, y2=top + height / 2, class_="es-axis"))
     letters = int((at.card_width - 20) / 7.4)
     if _is_slim(row):
-        said = row.kind if row.title == "(root)" else f"{row.title}  {row.kind}"
+        said = row.kind if row.title == "(root)" else f"{row.title} · {row.kind}"
         parts.append(tag("text", _cut(said, letters), x=at.card + 10, y=top + 17, class_="es-small"))
         return tag("g", tag("title", told(row)), join(parts))
     about = " · ".join(part for part in (row.kind, row.shape, "can grow" * (row.grows and not row.kernels)) if part)

@@ -51,6 +51,9 @@ def description(model: Any, gains: Gains | None = None) -> dict[str, Any]:
         first = layer["name"] not in met
         layer["kernels"] = named.get(layer["name"], []) if layer["kasmina"] and first else []
         met |= {layer["name"]} if layer["kasmina"] else set()
+    # Of a layer that is called within a branch or a loop the Program shows the branch or the loop alone.
+    inside = [layer for layer in _from_sites(model) if layer["name"] not in met and layer["name"] in named]
+    layers += [layer | {"reads": [], "kernels": named[layer["name"]]} for layer in inside]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": types[""],
@@ -75,11 +78,10 @@ def _from_program(model: Any, program: Program, types: Mapping[str, str]) -> lis
     layers = []
     for part, own in zip(parts, work, strict=True):
         is_site = part.name in sites and "graft" in part.ops
-        functional = (not part.params and types.get(part.name) is None) or part.name == ""
         layers.append(
             {
                 "name": part.name,
-                "type": ", ".join(_told(part.ops)) if functional or not types.get(part.name) else types[part.name],
+                "type": _kind(part, types),
                 "ops": list(_told(part.ops)),
                 "input": list(part.input),
                 "output": list(part.output),
@@ -110,6 +112,15 @@ def _from_sites(model: Any) -> list[dict[str, Any]]:
         }
         for row, site in enumerate(model.structure.sites)
     ]
+
+
+def _kind(part: Part, types: Mapping[str, str]) -> str:
+    """The class of a module that computes by itself; what a module computes between others that it holds."""
+    prefix = f"{part.name}." if part.name else ""
+    holds = any(name.startswith(prefix) for name in types if name != part.name)
+    if part.name not in types or (holds and not (part.name and part.params)):
+        return ", ".join(_told(part.ops))
+    return types[part.name]
 
 
 def _told(ops: Sequence[str]) -> tuple[str, ...]:

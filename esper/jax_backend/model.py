@@ -208,7 +208,7 @@ class MorphableModel(struct.PyTreeNode):
             >>> import esper, torch
             >>> print(esper.wrap(torch.nn.Linear(3, 2), example_inputs=torch.zeros(1, 3)).show())
             Linear: 8 parameters
-              (root)                       linear             3 → 2                               8  14 FLOPs
+              (root)                       Linear             3 → 2                               8  14 FLOPs
         """
         from esper.jax_backend.description import description
 

@@ -60,6 +60,33 @@ def test_layers_are_in_order_of_the_forward_with_what_they_are(model):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+class Gate(nn.Module):
+    """A layer within a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.inner(x), lambda x: x * 2.0, (x,))
+
+
+def test_a_kernel_within_a_branch_is_not_lost():
+    model = esper.wrap(Gate(), example_inputs=torch.zeros(2, 3))
+    model, _ = esper.germinate(model, None, layer="inner", blueprint="low_rank", key=jax.random.key(0))
+    layers = description(model)["layers"]
+    assert [(held["name"], len(held["kernels"])) for held in layers] == [("", 0), ("inner", 1)]
+
+
+def test_a_root_that_is_a_layer_is_named_by_its_class():
+    (held,) = description(esper.wrap(nn.Linear(3, 2), example_inputs=torch.zeros(2, 3)))["layers"]
+    assert (held["name"], held["type"], held["kasmina"]) == ("", "Linear", True)
+
+
+def test_a_saved_model_shows_the_same_without_its_module(model, tmp_path):
+    assert str(esper.load(esper.save(model, tmp_path / "saved")).show()) == str(model.show())
+
+
 def test_a_kernel_is_told_beside_the_first_call_of_its_layer(model):
     kernels = [kernel for held in description(model)["layers"] for kernel in held["kernels"]]
     (kernel,) = kernels

@@ -1,5 +1,5 @@
 "use strict";
-// Two conveniences; the page says the same without them. Data are only ever put into the page as text.
+// Conveniences; the page says the same without them. Data are only ever put into the page as text.
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
 
@@ -62,6 +62,16 @@
     figure.querySelector(".readout").hidden = false;
     show(data.steps.length - 1, false);
   }
+
+  // ---- What need not scroll is no stop for the keyboard ----------------------------------------------------------
+  const watch = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const scrolls = target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight;
+      if (scrolls) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  for (const region of document.querySelectorAll(".scroll")) watch.observe(region);
 
   // ---- Decisions by kind and by text ---------------------------------------------------------------------------
   for (const filter of document.querySelectorAll(".filter")) {

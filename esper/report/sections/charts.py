@@ -41,7 +41,7 @@ def chart(panel: Panel, name: str) -> Markup:
         "div",
         tag("label", "Step", for_=f"{name}-step"),
         tag("input", type="range", id=f"{name}-step", min=0, max=0, value=0, step=1),
-        tag("output", for_=f"{name}-step", id=f"{name}-read"),
+        tag("output", for_=f"{name}-step", id=f"{name}-read", aria_live="off"),
         class_="readout",
         hidden=True,
     )

@@ -44,15 +44,15 @@ def sentence(run: RunData, found: Facts) -> str:
         return f"{grew}. No evaluation has been recorded yet."
     measure = _measure(now)
     # Before growth is worth naming only where something grew.
-    was = f", up from {_said(then, measure)} before growth" if then and found.germinated and then is not now else ""
-    was = was if not was or _improved(then, now, measure) else was.replace("up from", "from", 1)
+    was = f", {_change(then, now, measure)} {_said(then, measure)} before growth" if then and found.germinated else ""
     beside = f"; without growth it is {_said(found.control, measure)}" if found.control else ""
     name = f"{found.part} {measure}"
     return f"{grew}: {name} is {_said(now, measure)} at step {whole(now.step)}{was}{beside}."
 
 
-def _improved(then: Reached | None, now: Reached, measure: str) -> bool:
-    return bool(then) and measure == "accuracy" and now.accuracy > (then.accuracy if then else math.inf)
+def _change(then: Reached, now: Reached, measure: str) -> str:
+    before, after = getattr(then, measure), getattr(now, measure)
+    return "up from" if after > before else "down from" if after < before else "after"
 
 
 def _measure(reached: Reached) -> str:
