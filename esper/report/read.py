@@ -17,6 +17,9 @@ HISTORY = "history.jsonl"
 EVENT_VERSION = 1
 """Major version of the events' envelope; lines without an envelope are of this one."""
 
+NOTICES = ("sink_down", "sink_up", "drops", "malformed")
+"""Events that telemetry tells of itself."""
+
 _LARGEST = 2**53  # steps beyond are no steps
 
 
@@ -33,6 +36,8 @@ class Event:
     compiles: int = 0
     run: str = "growth"
     time: str = ""
+    run_id: str = ""
+    sequence: int | None = None
 
     @property
     def place(self) -> tuple[str, int] | None:
@@ -73,7 +78,12 @@ class RunData:
     def is_running(self) -> bool:
         """Whether it has not written its end; one that was killed has not either."""
         parts = [self.events] + ([self.control] if self.control else [])
-        return any(not any(event.event == "end" for event in part) for part in parts)
+        return self.failure is None and any(not any(event.event == "end" for event in part) for part in parts)
+
+    @property
+    def failure(self) -> Event | None:
+        """The error that ended it, if one did."""
+        return next((event for event in (*self.events, *self.control) if event.event == "failed"), None)
 
 
 def run(folder: str | Path, name: str | None = None) -> RunData:
@@ -102,6 +112,8 @@ def run(folder: str | Path, name: str | None = None) -> RunData:
             "`esper grow` wrote, or wait for the run to write its first event"
         )
     events, notes = _events(history)
+    events, said = told_once(events)
+    notes += said
     growth, control = _split(events)
     files: dict[str, Any] = {}
     for kind in ("ledger", "certificate", "network"):
@@ -155,6 +167,7 @@ def _event(line: str, path: Path, number: int) -> Event | None:
         return None
     layer, seed, figures = plain.get("layer"), plain.get("seed"), plain.get("figures")
     compiles = plain.get("compiles")
+    sequence = plain.get("sequence")
     return Event(
         step=step,
         event=cut(event, 40),
@@ -165,6 +178,8 @@ def _event(line: str, path: Path, number: int) -> Event | None:
         compiles=compiles if isinstance(compiles, int) else 0,
         run=cut(str(plain.get("run") or "growth"), 80),
         time=cut(str(plain.get("time") or ""), 40),
+        run_id=cut(str(plain.get("run_id") or ""), 80),
+        sequence=sequence if isinstance(sequence, int) else None,
     )
 
 
@@ -184,8 +199,8 @@ def _figures(plain: Mapping[str, Any]) -> dict[str, float | str]:
         if value is None or isinstance(value, int | float):
             number = math.nan if value is None else value
             found[name] = float(number) if abs(number) < 1e300 or number != number else math.inf
-        elif isinstance(value, str):
-            found[name] = cut(value, 400)
+        elif isinstance(value, str | list):
+            found[name] = cut(value if isinstance(value, str) else ", ".join(map(str, value[:40])), 400)
     return found
 
 
@@ -194,7 +209,48 @@ def _split(events: list[Event]) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
     control = tuple(event for event in events if event.run == "control")
     name = next((event.run for event in events if event.run != "control"), "control")
     growth = tuple(event for event in events if event.run == name)
-    return growth, () if name == "control" else control
+    return gone_on(growth), () if name == "control" else gone_on(control)
+
+
+def told_once(events: list[Event]) -> tuple[list[Event], list[str]]:
+    """The events of one run, each once, and what is to be said of others.
+
+    A sink that failed may write an event again. A folder may hold an earlier run's events, of another id.
+    """
+    last = next((event.run_id for event in reversed(events) if event.run_id), "")
+    own = [event for event in events if event.run_id in ("", last)]
+    met: set[int] = set()
+    once: list[Event] = []
+    for event in own:
+        if event.sequence is None or event.sequence not in met:
+            once.append(event)
+        met |= set() if event.sequence is None else {event.sequence}
+    notes = [f"{len(events) - len(own)} events of another run in this folder were left out"] if own != events else []
+    about = [event.event for event in once if event.event in NOTICES]
+    if about:
+        counts = ", ".join(f"{name} {about.count(name)}" for name in dict.fromkeys(about))
+        notes.append(f"telemetry says of itself: {counts}; {HISTORY} has the reasons")
+    return [event for event in once if event.event not in NOTICES], notes
+
+
+def gone_on(events: tuple[Event, ...]) -> tuple[Event, ...]:
+    """The events without those that happened again after the run was resumed from a checkpoint before them."""
+    kept: list[Event] = []
+    again: set[tuple[Any, ...]] = set()
+    for event in events:
+        if event.event == "resume":
+            kept = [known for known in kept if known.event not in ("end", "failed")]
+            while kept and kept[-1].step > event.step:
+                kept.pop()
+            again = {_happening(known) for known in kept if known.step == event.step}
+        elif _happening(event) in again:
+            continue
+        kept.append(event)
+    return tuple(kept)
+
+
+def _happening(event: Event) -> tuple[Any, ...]:
+    return event.step, event.event, event.layer, event.seed, event.reason
 
 
 def _plain(path: Path) -> tuple[Mapping[str, Any] | None, list[str]]:

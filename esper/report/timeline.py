@@ -12,6 +12,7 @@ from esper.drawing.thin import Point
 from esper.report.read import Event
 
 STATES = {
+    "loading": "LOADING",
     "germinate": "TRAINING",
     "training": "TRAINING",
     "grafting": "GRAFTING",
@@ -25,8 +26,8 @@ STATES = {
 }
 """The state that a seed is in after an event."""
 
-STORY = (*STATES, "alpha", "hold", "watch", "rollback", "give_up")
-"""Events that somebody decided."""
+PLAIN = ("start", "resume", "evaluate", "score", "prepare", "shape", "end")
+"""Events that nobody decided; all others are decisions, those of newer versions too."""
 
 Place = tuple[str, int]
 
@@ -128,7 +129,7 @@ def thrown_away(events: Sequence[Event]) -> set[int]:
         if is_going_back(event):
             back = event.number("back_to")
             # The state that is gone back to was kept before anything was decided there.
-            gone |= {at for at in range(place) if events[at].step >= back and events[at].event in STORY}
+            gone |= {at for at in range(place) if events[at].step >= back and events[at].event not in PLAIN}
             gone -= {at for at in range(place) if is_going_back(events[at])}
     return gone
 

@@ -181,6 +181,28 @@ def test_an_envelope_and_unknown_fields_change_nothing(tmp_path):
     assert enveloped.events[0].time == "2026-01-01T00:00:00Z"
 
 
+def test_an_event_that_was_written_twice_and_one_of_another_run_are_left_out(tmp_path):
+    mine = [event | {"run_id": "b", "sequence": at} for at, event in enumerate(history())]
+    other = [event | {"run_id": "a", "sequence": at} for at, event in enumerate(history()[:5])]
+    notice = record(90, "drops", "3 events were dropped") | {"run_id": "b", "sequence": 999}
+    found = run(folder(tmp_path / "a", [*other, *mine[:10], *mine[5:], notice]))
+    assert len(found.events) + len(found.control) == len(history())
+    assert "5 events of another run" in found.notes[0] and "drops 1" in found.notes[1]
+
+
+def test_a_run_that_failed_says_of_what(tmp_path, page):
+    events = [*[e for e in history() if e["run"] == "growth" and e["step"] < 60], record(55, "failed", "out of memory")]
+    text = page(folder(tmp_path / "a", events)).text
+    assert "The run ended with an error." in text and "It failed at step 55: out of memory" in text
+    assert "Still running" not in text and "step 55 of 100" in text
+
+
+def test_events_of_a_newer_version_are_among_the_decisions(tmp_path, page):
+    events = [*history(), record(60, "moved_house", "there was no room", "0", 0)]
+    text = page(folder(tmp_path / "a", events)).text
+    assert "moved house" in text and "there was no room" in text
+
+
 def test_events_of_a_later_schema_are_refused_with_what_to_do(tmp_path):
     place = folder(tmp_path / "a", [event | {"schema_version": 2} for event in history()])
     with pytest.raises(ArgumentError, match=r"line 1: events of schema version '2'.*reads 1; read it with the version"):

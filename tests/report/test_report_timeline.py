@@ -11,7 +11,7 @@ from esper.drawing.lanes import Span
 from esper.growth.schedule import SCHEDULES
 from esper.lifecycle import SeedLifecycleState
 from esper.report import timeline
-from esper.report.read import Event
+from esper.report.read import Event, gone_on
 from esper.train.ledger import PHASES
 
 START = record(0, "start", steps=100, every=10, blend_steps=10, schedule="linear")
@@ -112,6 +112,20 @@ def test_a_rollback_takes_back_what_came_after_and_culls_whom_it_blames():
 def test_a_run_that_was_given_up_ends_where_it_went_back_to():
     found = events(START, evaluation(10, 1.0), record(30, "give_up", "diverged", back_to=10), record(10, "end"))
     assert timeline.end_step(found) == 10 and timeline.planned_steps(found) == 100
+
+
+def test_what_happened_again_after_a_resume_is_told_once():
+    before = [START, evaluation(10, 1.0), record(10, "hold", "not yet"), evaluation(20, 0.9), record(20, "end")]
+    after = [record(10, "resume"), record(10, "hold", "not yet"), evaluation(20, 0.9), evaluation(30, 0.8)]
+    found = gone_on(events(*before, *after))
+    assert [(e.step, e.event) for e in found] == [
+        (0, "start"),
+        (10, "evaluate"),
+        (10, "hold"),
+        (10, "resume"),
+        (20, "evaluate"),
+        (30, "evaluate"),
+    ]
 
 
 def test_the_curves_and_scores_of_a_run():

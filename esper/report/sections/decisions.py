@@ -10,7 +10,7 @@ from esper.drawing.states import EVENTS
 from esper.report.bounds import DECISIONS, cut
 from esper.report.elements import Column, Place, chip, section, table
 from esper.report.read import Event, RunData
-from esper.report.timeline import STORY, label, thrown_away
+from esper.report.timeline import PLAIN, label, thrown_away
 
 _COLUMNS = (Column("step", True), Column("seed"), Column("decision"), Column("reason"))
 
@@ -18,7 +18,7 @@ _COLUMNS = (Column("step", True), Column("seed"), Column("decision"), Column("re
 def decisions(run: RunData, place: Place) -> Markup:
     """The section."""
     undone = thrown_away(run.events)
-    taken = [(event, at in undone) for at, event in enumerate(run.events) if event.event in STORY]
+    taken = [(event, at in undone) for at, event in enumerate(run.events) if event.event not in PLAIN]
     if not taken:
         return section(place, "decisions", "Decisions", lead="Nothing has been decided.")
     shown = taken if len(taken) <= DECISIONS else taken[: DECISIONS // 2] + taken[-DECISIONS // 2 :]

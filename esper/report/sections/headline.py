@@ -70,6 +70,9 @@ def _counted(count: int, name: str) -> str:
 
 
 def _status(run: RunData) -> Markup | None:
+    if run.failure:
+        said = f"It failed at step {whole(run.failure.step)}: {run.failure.reason or 'no reason was recorded'}"
+        return tag("p", tag("strong", "The run ended with an error. "), said, class_="status", role="note")
     if not run.is_running:
         return None
     planned, stands = planned_steps(run.events), end_step(run.control or run.events)
@@ -156,4 +159,4 @@ def _work(found: Facts) -> Markup | None:
 def progress(run: RunData) -> str:
     """How far it is."""
     done, planned = last_step(run.events), planned_steps(run.events)
-    return f"step {whole(done)} of {whole(planned)}" if run.is_running else f"{whole(done)} steps"
+    return f"step {whole(done)} of {whole(planned)}" if run.is_running or run.failure else f"{whole(done)} steps"
