@@ -24,6 +24,7 @@ from esper.train.compiles import counting_compiles
 from esper.train.data import Dataset, Split, load
 from esper.train.history import Record
 from esper.train.loop import OBJECTIVE, grow, optimizer
+from esper.train.run import untold
 from esper.train.step import Learner, train_step, with_kernels
 from esper.train.stream import Shuffled
 
@@ -123,6 +124,14 @@ def test_evaluations_tell_the_alpha_of_what_is_grafting():
     grafting = [r.step for r in run().records if r.event == "grafting"]
     active = [r.step for r in run().records if r.event == "active"]
     assert min(told) > grafting[0] and max(told) <= active[-1]
+
+
+def test_evaluations_tell_when_a_kernel_failed():
+    grown, _ = esper.germinate(model(), None, layer="0", blueprint="mlp", key=jax.random.key(0))
+    failed = esper.transition(grown, layer="0", seed=0, to=S.ERROR_RECOVERY)
+    later = failed.replace(seeds=failed.seeds.set(0, 0, age=7, last_update=4))
+    assert untold(later, 100) == {"failed 0[0]": 97}
+    assert untold(grown, 100) == {} and untold(model(), 100) == {}
 
 
 def test_the_first_record_says_how_long_the_run_is_to_be_and_how_alpha_rises():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -137,24 +137,37 @@ def thrown_away(events: Sequence[Event]) -> set[int]:
 def lives(events: Sequence[Event]) -> list[Life]:
     """The lives of the seeds to which anything happened, in order of that."""
     end = end_step(events)
-    counting = _counting(events)
     by_place: dict[Place, list[Event]] = {}
     for event in events:
         if event.place is not None and event.event in STATES:
             by_place.setdefault(event.place, [])
+    counting = _counting(events, {said(place): place for place in by_place for said in (label, _named)})
     for event in counting:
         if event.place in by_place and event.event in (*STATES, "prepare", "alpha"):
             by_place[event.place].append(event)
     ramp, seen = ramp_of(events), measured_alphas(counting)
-    return [_life(place, own, end, ramp, seen.get(label(place), {})) for place, own in by_place.items()]
+    return [_life(place, own, end, ramp, seen.get(_named(place), {})) for place, own in by_place.items()]
 
 
-def _counting(events: Sequence[Event]) -> list[Event]:
+def _named(place: Place) -> str:
+    """What figures call a seed."""
+    return f"{place[0]}[{place[1]}]"
+
+
+def _failures(event: Event, known: Mapping[str, Place]) -> list[Event]:
+    """The seeds whose kernels failed within steps before an evaluation, as it tells them."""
+    named = [(known.get(name.removeprefix("failed ")), name) for name in event.figures if name.startswith("failed ")]
+    steps = [(place, event.number(name)) for place, name in named if place]
+    return [Event(int(step), "error_recovery", "", *place) for place, step in steps if 0 <= step <= event.step]
+
+
+def _counting(events: Sequence[Event], known: Mapping[str, Place]) -> list[Event]:
     """The events that count in the end; seeds that a rollback blamed are culled there, preparations are the seed's."""
     kept: list[Event] = []
+    asked: Event | None = None
     for event in events:
         if is_going_back(event):
-            back = int(event.number("back_to"))
+            back, asked = int(event.number("back_to")), None
             kept = [known for known in kept if known.step < back or (known.event == "evaluate" and known.step == back)]
             blamed = str(event.figures.get("culled", "")).split(", ")
             for place, state in _states_now(kept).items():
@@ -163,12 +176,12 @@ def _counting(events: Sequence[Event]) -> list[Event]:
                 elif label(place) in blamed and state not in ("DORMANT", "CULLED", "FOSSILIZED"):
                     kept.append(Event(back, "culled", event.reason, *place))
         elif event.event in ("germinate", "declined") and event.place is not None:
-            asked = next((k for k in reversed(kept) if k.event == "prepare" and k.place is None), None)
-            if asked is not None:
+            if asked is not None:  # one preparation at a time, and it may be of several seeds
                 kept.append(replace(asked, layer=event.layer, seed=event.seed))
             kept.append(event)
         else:
-            kept.append(event)
+            asked = event if event.event == "prepare" else asked
+            kept += [*_failures(event, known), event] if event.event == "evaluate" else [event]
     return kept
 
 

@@ -196,7 +196,7 @@ class Run:
         self._make_if_due()
         self._undecided = self._observe(train_loss, figures)
         self._state = self._state.rewound()
-        self.books.note(Record(self.done, "evaluate", figures=figures | _alphas(self._state.model)), self)
+        self.books.note(Record(self.done, "evaluate", figures=figures | untold(self._state.model, self.done)), self)
         if self._undecided is not None and not self.stopped:
             self._decide(self._undecided)
         if self._course.stopping and (reason := self._course.stopping.reason(self.losses)):
@@ -342,18 +342,17 @@ def _figures(train_loss: float, found: Measured | None) -> Figures:
     return figures
 
 
-def _alphas(model: MorphableModel) -> Figures:
-    """Alpha of each seed that is GRAFTING; every other seed's is as its last event left it.
+def untold(model: MorphableModel, step: int) -> Figures:
+    """What happened to seeds within steps, which no event tells: alpha of those that graft, when a kernel failed.
 
-    The state has been fetched for the books already, so this waits for nothing.
+    The states have been fetched for the books already, so this waits for nothing.
     """
     found: Figures = {}
-    if model.structure.kernels:
-        states, alphas = np.asarray(model.seeds.lifecycle), np.asarray(model.seeds.alpha)
-        for kernel in model.structure.kernels:
-            at = model.structure.row(kernel.layer), kernel.seed
-            if states[at] == int(S.GRAFTING):
-                found[f"alpha {kernel.layer}[{kernel.seed}]"] = float(alphas[at])
+    for layer, seed, state, since in _seeds(model):
+        if state is S.GRAFTING:
+            found[f"alpha {layer}[{seed}]"] = float(np.asarray(model.seeds.alpha)[model.structure.row(layer), seed])
+        elif state is S.ERROR_RECOVERY:
+            found[f"failed {layer}[{seed}]"] = step - since
     return found
 
 

@@ -109,6 +109,24 @@ def test_a_rollback_takes_back_what_came_after_and_culls_whom_it_blames():
     assert [event.event for event in undone] == ["active", "germinate"]
 
 
+def test_a_kernel_that_failed_within_a_step_is_seen_from_there_on():
+    failed = {"failed 0[0]": 44.0}
+    found = only(
+        START,
+        *life(at=20)[:3],
+        evaluation(50, 1.0, **failed),
+        evaluation(60, 1.0, **failed),
+        record(60, "training", "tried again", "0", 0),
+        record(90, "end"),
+    )
+    assert [(s.state, s.start, s.end) for s in found.spans[2:]] == [
+        ("GRAFTING", 40, 44),
+        ("ERROR_RECOVERY", 44, 60),
+        ("TRAINING", 60, 90),
+    ]
+    assert dict(found.alpha)[44] == 0
+
+
 def test_a_run_that_was_given_up_ends_where_it_went_back_to():
     found = events(START, evaluation(10, 1.0), record(30, "give_up", "diverged", back_to=10), record(10, "end"))
     assert timeline.end_step(found) == 10 and timeline.planned_steps(found) == 100
