@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from esper.drawing.amounts import counted, measured, percent, whole
 from esper.drawing.curves import Series
-from esper.drawing.markup import Markup, tag
+from esper.drawing.markup import Markup, join, tag
 from esper.report.bounds import cut
 from esper.report.elements import Column, Place, section, table
 from esper.report.facts import Reached, facts
@@ -64,9 +64,10 @@ def _table(runs: Sequence[RunData], place: Place) -> Markup:
     return table("Scores are test accuracy and loss, or validation's where nothing was tested", columns, rows)
 
 
-def _cell(reached: Reached | None) -> str:
+def _cell(reached: Reached | None) -> Markup | str:
+    """Accuracy above loss, so that the table is narrow."""
     if reached is None:
         return ""
     loss = "" if math.isnan(reached.loss) else f"loss {measured(reached.loss)}"
     right = "" if math.isnan(reached.accuracy) else percent(reached.accuracy)
-    return ", ".join(part for part in (right, loss) if part)
+    return join([right, tag("br") if right and loss else "", loss])
