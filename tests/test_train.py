@@ -111,13 +111,6 @@ def test_the_scores_and_their_parameters():
     assert scores["end"].accuracy > scores["untrained"].accuracy
 
 
-def test_evaluations_give_the_share_of_right_answers():
-    last = [record for record in run().records if record.event == "evaluate"][-1]
-    validation = data().validation
-    right = (run().model(validation.inputs).argmax(-1) == validation.labels).mean()
-    assert last.figures["validation_accuracy"] == pytest.approx(float(right))
-
-
 def test_evaluations_tell_the_alpha_of_what_is_grafting():
     told = {r.step: r.figures["alpha 0[0]"] for r in run().records if "alpha 0[0]" in r.figures}
     assert told and all(0 < alpha <= 1 for alpha in told.values())

@@ -121,7 +121,7 @@ def grow(
         batch_size=training.batch_size,
         validation=(data.validation.inputs, data.validation.labels),
         every=training.eval_every,
-        metrics={"accuracy": accuracy},
+        metrics={"accuracy": accuracy},  # `fit` gives it the targets, as OBJECTIVE's criterion gets them
         growth=tamiyo,
         policy=policy,
         callbacks=[told],
