@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep parity evidence versions without-torch lint types bench bench-bridges docs
+.PHONY: help setup demo test test-services reference sweep parity evidence versions without-torch lint types bench bench-bridges docs
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -19,12 +19,22 @@ setup: .venv/ready  ## make .venv from constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	touch $@
 
-demo: setup  ## wrap, train and grow a CNN and an MLP on real images, and get PyTorch back
+demo: setup  ## wrap, train and grow a CNN and an MLP on real images, get PyTorch back, and report on it
 	$(BIN)/esper grow configs/quickstart.yaml
 	$(BIN)/esper grow configs/quickstart_mlp.yaml
+	$(BIN)/esper report runs/quickstart runs/quickstart_mlp -o runs/report.html
 
 test: setup  ## the test suite
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-services: setup  ## the tests against real PostgreSQL, Redis and S3-compatible servers on loopback
+	tests/services/install.sh
+	$(TEST_FLAGS) $(BIN)/python -m pytest -q tests/services
+
+reference: setup  ## write what the fields of the configuration generate: schema, tables of the docs, deploy/esper.yaml
+	$(BIN)/esper config schema configs/esper.schema.json
+	$(BIN)/esper config reference docs/configuration.md
+	$(BIN)/esper config init --template cluster > deploy/esper.yaml
 
 sweep: setup  ## every operator, convolution, blueprint and fold, where `make test` runs a fixed sample of them
 	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops tests/test_blueprints.py \

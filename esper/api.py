@@ -21,6 +21,7 @@ from esper.jax_backend.state import host_arrays, live_growths
 if TYPE_CHECKING:
     from torch import nn
 
+    from esper.library import Library
     from esper.torch_frontend.targets import Target
 
 
@@ -35,6 +36,7 @@ def wrap(
     remat: Sequence[Target] | Target | bool = False,
     remat_policy: str = NOTHING,
     share_blocks: bool = True,
+    library: Library | None = None,
 ) -> MorphableModel:
     """A PyTorch module as an immutable JAX pytree whose forward is one XLA program.
 
@@ -61,6 +63,8 @@ def wrap(
             "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable".
         share_blocks: Whether calls of equal submodules, such as the layers of a transformer, are traced,
             differentiated and lowered once and not each for itself. No result depends on it but in the last bits.
+        library: Where kernels are loaded from that the cache does not hold (`esper.library.open_library`). The model
+            and all that it becomes refer to it; what is saved does not.
 
     Returns:
         The model, in the state of the module.
@@ -102,6 +106,7 @@ def wrap(
             cache=KernelCache(cache_size_mb << 20),
             remat=again if again.blocks else None,
             share_blocks=share_blocks,
+            library=library,
         ),
     )
     if example_inputs is not None:

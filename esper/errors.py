@@ -35,6 +35,10 @@ class ArgumentError(EsperError, ValueError):
     """An argument out of its range."""
 
 
+class RunFolderError(EsperError, FileNotFoundError):
+    """A run folder that is not there, or lacks what a run writes."""
+
+
 class MissingExtraError(EsperError, ImportError):
     """An optional package is needed that is not installed."""
 
@@ -84,6 +88,10 @@ class ArtifactError(SeedError):
     """A stored kernel that is not there, does not fit, or is not what its digest names."""
 
 
+class LibraryError(EsperError, RuntimeError):
+    """A kernel library that cannot be reached, read or written; the message says what to do, and no credentials."""
+
+
 class NotInTorchError(EsperError, NotImplementedError):
     """Kernels that are written in Flax, where the model is to be a module of torch's.
 
@@ -108,6 +116,30 @@ class StateError(EsperError, RuntimeError):
 
 class CorruptFileError(StateError):
     """A file that is not what was written, or is none of esper's; nothing of it has been used."""
+
+
+class EventError(EsperError, ValueError):
+    """A line that is no telemetry event, or of a schema that this version does not read."""
+
+
+class TelemetryError(EsperError, OSError):
+    """A place of telemetry that cannot be written to or read; the message says what to do. Training goes on."""
+
+
+class ChannelError(EsperError, ConnectionError):
+    """A channel between a run and its controller that does not work now."""
+
+
+class MessageError(EsperError, ValueError):
+    """A message between a run and its controller that is not heeded.
+
+    Attributes:
+        kind: In a word, what is wrong with it, such as "signature".
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(f"{kind}: {message}")
 
 
 class ShardingError(EsperError, ValueError):

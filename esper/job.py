@@ -15,15 +15,25 @@ import numpy as np
 from esper import __version__
 from esper.api import unwrap, wrap
 from esper.configs import EsperConfig, TrainingSettings
+from esper.control.connect import policy_of
 from esper.errors import ParityError
+from esper.jax_backend.description import description, gains_of
 from esper.jax_backend.model import MorphableModel
+from esper.library.publishing import Published
 from esper.lifecycle import SeedLifecycleState
 from esper.parity import Agreement, compare, tolerance
+from esper.shelf import shelf
+from esper.telemetry.assemble import bus_of
 from esper.train.data import SHAPES, Dataset, load
-from esper.train.history import Record, write
+from esper.train.history import Record
 from esper.train.loop import Result, grow
 
-_PLAIN = {"history": "history.jsonl", "certificate": "certificate.json", "ledger": "ledger.json"}
+_PLAIN = {
+    "history": "history.jsonl",
+    "certificate": "certificate.json",
+    "ledger": "ledger.json",
+    "network": "network.json",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Job:
         control: The same run without growth, if it was asked for.
         certificate: The model against the unwrapped module, on the test part, after training.
         files: What was written, by what it is.
+        published: What became of the kernels that are to be in the library; None: none are to be.
     """
 
     parity: Agreement
@@ -43,6 +54,7 @@ class Job:
     control: Result | None
     certificate: dict[str, Any]
     files: dict[str, Path]
+    published: Published | None = None
 
 
 def run(
@@ -54,6 +66,9 @@ def run(
     listen: Callable[[Record], None] = lambda record: None,
 ) -> Job:
     """Wraps the host, checks it against eager torch, trains and grows it, unwraps it, writes it.
+
+    Events are written to `history.jsonl` in the folder while it runs, and go wherever else the configuration says.
+    While it grows, `esper config set` may change settings of it by way of that folder.
 
     Args:
         config: What to do; every section of it is checked first.
@@ -79,17 +94,30 @@ def run(
         test_fraction=training.test_fraction,
         validation_fraction=training.validation_fraction,
     )
-    model = wrap(host, training.target_layers, training.seeds_per_layer, training.cache_size_mb)
-    agreement = parity(host, model, data)
-    growth = grow(model, data, training, tamiyo, watch=watch, listen=listen)
-    alone = None
-    if control:
-        still = tamiyo.model_copy(update={"policy": "none"})
-        alone = grow(model, data, training, still, name="control", watch=watch, listen=listen)
+    place = Path(output_dir or training.output_dir)
+    with bus_of(config, place) as bus:
+
+        def told(record: Record) -> None:
+            bus.publish(record)
+            listen(record)
+
+        with shelf(config, bus.run_id, told) as library, policy_of(config, bus.run_id) as policy:
+            model = wrap(
+                host, training.target_layers, training.seeds_per_layer, training.cache_size_mb, library=library.opened
+            )
+            agreement = parity(host, model, data)
+            updates = place if jax.process_count() == 1 else None  # several would meet a change at different steps
+            outside = {"policy": policy, "draw": library.draw, "updates": updates}
+            growth = grow(model, data, training, tamiyo, watch=watch, listen=told, **outside)
+            growth, published = library.publish(growth)
+        alone = None
+        if control:
+            still = tamiyo.model_copy(update={"policy": "none"})
+            alone = grow(model, data, training, still, name="control", watch=watch, listen=told)
     trained = unwrap(growth.model, probe=_tensor(data))
     certificate: Any = trained.esper_certificate
-    files = _write(Path(output_dir or training.output_dir), trained, growth, alone, certificate)
-    return Job(agreement, growth, alone, certificate, files)
+    files = _write(place, trained, growth, certificate)
+    return Job(agreement, growth, alone, certificate, files, published)
 
 
 def parity(host: Any, model: MorphableModel, data: Dataset) -> Agreement:
@@ -140,9 +168,7 @@ def _seed(layer: str, seed: int, state: Any, kernels: dict[tuple[str, int], Any]
     return plain
 
 
-def _write(
-    place: Path, trained: Any, growth: Result, control: Result | None, certificate: dict[str, Any]
-) -> dict[str, Path]:
+def _write(place: Path, trained: Any, growth: Result, certificate: dict[str, Any]) -> dict[str, Path]:
     from esper.torch_frontend.files import save_module
 
     place.mkdir(parents=True, exist_ok=True)
@@ -150,7 +176,8 @@ def _write(
     files = save_module(trained, place, metadata)
     files |= {name: place / file for name, file in _PLAIN.items()}
     files["ledger"].write_text(json.dumps(growth.ledger.as_dict(), indent=2) + "\n", encoding="utf-8")
-    write(files["history"], (*growth.records, *(control.records if control else ())))
+    network = description(growth.model, gains_of(growth.gains))
+    files["network"].write_text(json.dumps(network, indent=1) + "\n", encoding="utf-8")
     files["certificate"].write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
     return files
 

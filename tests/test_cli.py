@@ -65,6 +65,9 @@ def test_grow_trains_reports_and_writes(config, tmp_path, capsys):
         seeds = json.loads(file.metadata()["seeds"])
     assert {(seed["layer"], seed["seed"]) for seed in seeds} == {("inner", 0), ("head", 0)}
     assert {"lifecycle", "alpha", "health", "age"} <= seeds[0].keys()
+    network = json.loads((place / "network.json").read_text())
+    assert [layer["name"] for layer in network["layers"] if layer["kasmina"]] == ["inner", "head"]
+    assert main(["report", str(place)]) == 0 and "SmallMLP" in (place / "report.html").read_text()
     records = history.read(place / "history.jsonl")
     assert {record.run for record in records} == {"growth", "control"}
 

@@ -53,9 +53,36 @@ def test_the_page_on_saving_runs():
     assert list(scope["trained"].state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
 
 
+def test_the_page_on_telemetry_runs():
+    scope = run_blocks("docs/telemetry.md", 4)
+    assert [event.sequence for event in scope["events"]] == list(range(len(scope["events"])))
+
+
 def test_the_page_on_blueprints_runs():
     scope = run_blocks("docs/blueprints.md", 2)
     assert scope["cost"].parameters == 4 * 8 + 8 + 8 * 6 + 6
+
+
+def test_the_page_on_remote_control_runs():
+    scope = run_blocks("docs/remote-control.md", 3)
+    told = [record.reason for record in scope["alone"].records if record.event == "remote"]
+    assert told and all("the local default decides" in reason for reason in told)
+
+
+def test_the_page_on_configuration_runs():
+    scope = run_blocks("docs/configuration.md", 3)
+    assert scope["config"].database.username == "urza" and scope["result"].checkpoint.done == 20
+
+
+def test_the_page_on_the_library_runs():
+    scope = run_blocks("docs/library.md", 3)
+    assert scope["grown"].structure.kernels[0].blueprint == "mlp" and scope["found"].gain > 0
+
+
+def test_the_page_on_the_report_runs():
+    scope = run_blocks("docs/report.md", 3)
+    assert scope["page"].read_text().startswith("<!doctype html>") and (scope["folder"] / "lanes.svg").exists()
+    assert "Sequential: 46 parameters" in str(scope["shown"])
 
 
 def test_every_file_a_document_links_to_exists():

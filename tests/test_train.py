@@ -24,6 +24,7 @@ from esper.train.compiles import counting_compiles
 from esper.train.data import Dataset, Split, load
 from esper.train.history import Record
 from esper.train.loop import OBJECTIVE, grow, optimizer
+from esper.train.run import untold
 from esper.train.step import Learner, train_step, with_kernels
 from esper.train.stream import Shuffled
 
@@ -108,6 +109,41 @@ def test_the_scores_and_their_parameters():
     assert [score.step for score in scores.values()] == [0, 5, 40]
     assert scores["end"].parameters - scores["untrained"].parameters == 6 * 4 + 4 + 4 * 4 + 4
     assert scores["end"].accuracy > scores["untrained"].accuracy
+
+
+def test_the_accuracy_at_an_evaluation_is_that_of_the_validation_part():
+    alone = grow(model(), data(), TRAINING, TamiyoSettings(policy="none"))
+    last = [record for record in alone.records if record.event == "evaluate"][-1]
+    held = data().validation
+    right = np.asarray(alone.model(held.inputs)).argmax(-1) == np.asarray(held.labels)
+    assert last.step == TRAINING.steps and right.mean() > 0.5
+    assert last.figures["validation_accuracy"] == pytest.approx(right.mean())
+
+
+def test_evaluations_tell_the_alpha_of_what_is_grafting():
+    told = {r.step: r.figures["alpha 0[0]"] for r in run().records if "alpha 0[0]" in r.figures}
+    assert told and all(0 < alpha <= 1 for alpha in told.values())
+    grafting = [r.step for r in run().records if r.event == "grafting"]
+    active = [r.step for r in run().records if r.event == "active"]
+    assert min(told) > grafting[0] and max(told) <= active[-1]
+
+
+def test_evaluations_tell_when_a_kernel_failed():
+    grown, _ = esper.germinate(model(), None, layer="0", blueprint="mlp", key=jax.random.key(0))
+    failed = esper.transition(grown, layer="0", seed=0, to=S.ERROR_RECOVERY)
+    later = failed.replace(seeds=failed.seeds.set(0, 0, age=7, last_update=4))
+    assert untold(later, 100) == {"failed 0[0]": 97}
+    assert untold(grown, 100) == {} and untold(model(), 100) == {}
+
+
+def test_the_first_record_says_how_long_the_run_is_to_be_and_how_alpha_rises():
+    first = run().records[0]
+    assert first.event == "start" and first.figures == {
+        "steps": TRAINING.steps,
+        "every": TRAINING.eval_every,
+        "blend_steps": TAMIYO.blend_steps,
+        "schedule": "linear",
+    }
 
 
 def test_alpha_follows_the_schedule():
@@ -247,7 +283,15 @@ def test_what_json_cannot_say_is_null():
     assert json.loads(line)["figures"] == {"a": None, "b": 1.5}
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"step": 1, "event": "x", "other": 1}'])
+def test_a_history_may_have_an_envelope_and_a_torn_last_line(tmp_path):
+    path = tmp_path / "history.jsonl"
+    record = Record(1, "evaluate", figures={"a": 1.5})
+    line = json.dumps({"schema_version": 1, "run_id": "x", "sequence": 0, **json.loads(record.to_json())})
+    path.write_text(line + "\n" + line[:30])
+    assert history.read(path) == [record]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', "1"])
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
     path = tmp_path / "history.jsonl"
     path.write_text(Record(1, "start").to_json() + "\n" + line + "\n")

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from esper import __version__
-from esper.cli import config, grow, inspect
+from esper.cli import config, grow, inspect, library, report, tamiyo, watch
 from esper.errors import EsperError
 
-COMMANDS = (grow, inspect, config)
+COMMANDS = (grow, watch, report, tamiyo, library, inspect, config)
 """Modules with an `add(commands)`, in the order they are listed in."""
 
 

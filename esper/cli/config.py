@@ -1,30 +1,98 @@
-"""`esper config`: what is wrong with a file, and what a file may say."""
+"""`esper config`: a file to start from, what is wrong with one, what it says, and what it may say."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from pathlib import Path
+
+from esper.errors import ArgumentError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Puts `esper config` among the commands."""
-    parser = commands.add_parser("config", help="check a configuration, or print its schema")
+    parser = commands.add_parser("config", help="start, check and document a configuration")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    check = verbs.add_parser("check", help="say every problem of a file")
+    init = verbs.add_parser("init", help="write a configuration to start from")
+    init.add_argument("file", metavar="FILE", nargs="?", help="where to; left out: standard output")
+    init.add_argument("--template", default="laptop", metavar="NAME", help="laptop, gpu or cluster")
+    init.set_defaults(run=_config_init)
+    check = verbs.add_parser("check", help="say every problem of a file, and of the services it names")
     check.add_argument("file", metavar="FILE")
+    check.add_argument("--offline", action="store_true", help="do not connect to the services")
+    check.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS", help="how long that may take")
     check.set_defaults(run=_config_check)
+    show = verbs.add_parser("show", help="print what a file says, with the environment's overrides and no secrets")
+    show.add_argument("file", metavar="FILE")
+    show.set_defaults(run=_config_show)
+    change = verbs.add_parser("set", help="change settings of a run while it goes on, at its next evaluation")
+    change.add_argument("folder", metavar="RUN", help="the folder it writes to (training.output_dir)")
+    change.add_argument("changes", metavar="FIELD=VALUE", nargs="+", help="such as patience=5")
+    change.set_defaults(run=_config_set)
     schema = verbs.add_parser("schema", help="write the JSON schema, for editors")
     schema.add_argument("file", metavar="FILE", nargs="?", help="where to; left out: standard output")
     schema.set_defaults(run=_config_schema)
+    reference = verbs.add_parser("reference", help="print what every field means, or put it into a page")
+    reference.add_argument("file", metavar="PAGE", nargs="?", help="a page with the two marks it goes between")
+    reference.set_defaults(run=_config_reference)
+
+
+def _config_init(asked: argparse.Namespace) -> int:
+    from esper.configs.templates import template
+
+    text = template(asked.template)
+    if asked.file is None:
+        print(text, end="")
+        return 0
+    try:
+        with Path(asked.file).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ArgumentError(f"{asked.file} exists already: name another file, or remove it first") from None
+    print(f"{asked.file}: written; next: esper config check {asked.file}")
+    return 0
 
 
 def _config_check(asked: argparse.Namespace) -> int:
     from esper.configs import EsperConfig
+    from esper.configs.checks import examine
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        config = EsperConfig.from_yaml(asked.file)
+    config.check()
+    for warning in warned:
+        print(f"warning  {warning.message}")
+    findings = examine(config, connect=not asked.offline, seconds=asked.timeout)
+    for finding in findings:
+        print(finding)
+    failed = sum(finding.verdict == "failed" for finding in findings)
+    if failed:
+        print(f"{asked.file}: {failed} problem{'s' if failed > 1 else ''}")
+        return 1
+    print(f"{asked.file}: no problems; {config.name} {config.version}, {config.environment}")
+    return 0
+
+
+def _config_show(asked: argparse.Namespace) -> int:
+    import yaml
+
+    from esper.configs import EsperConfig
 
     config = EsperConfig.from_yaml(asked.file)
-    config.check()
-    print(f"{asked.file}: no problems; {config.name} {config.version}, {config.environment}")
+    print(yaml.safe_dump(config.redacted(), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _config_set(asked: argparse.Namespace) -> int:
+    from esper.configs.changes import parsed
+    from esper.train.updates import ask
+
+    changes = parsed(asked.changes)
+    ask(asked.folder, changes)
+    for change in changes:
+        print(f"{change.field} = {json.dumps(change.value)}: asked for; the next evaluation records it as `update`")
     return 0
 
 
@@ -36,5 +104,17 @@ def _config_schema(asked: argparse.Namespace) -> int:
         print(text, end="")
     else:
         Path(asked.file).write_text(text, encoding="utf-8")
+        print(f"{asked.file}: written")
+    return 0
+
+
+def _config_reference(asked: argparse.Namespace) -> int:
+    from esper.configs.reference import filled, reference
+
+    if asked.file is None:
+        print(reference(), end="")
+    else:
+        page = Path(asked.file)
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"{asked.file}: written")
     return 0

@@ -52,7 +52,7 @@ def _grow(asked: argparse.Namespace) -> int:
     bar = not asked.quiet and settings.format == "text"
     with (
         caches(),
-        _logging(settings, notes, quiet=asked.quiet),
+        logged(settings, notes, quiet=asked.quiet),
         progress_bar(steps_of(config.training_settings(), control=control), shown=bar, console=notes) as tick,
     ):
         job = run(config, control=control, output_dir=asked.output_dir, watch=lambda step: tick(), listen=_log)
@@ -79,6 +79,8 @@ def _report(job: Job) -> None:
     }
     console.print(figures_table("Certificate: the grown model against the torch module it gave back", after))
     console.print(figures_table("Written", _loading(job)))
+    if job.published is not None:
+        console.print(f"library: {job.published}", highlight=False)
 
 
 def _loading(job: Job) -> dict[str, str]:
@@ -92,10 +94,13 @@ def _loading(job: Job) -> dict[str, str]:
         str(files["history"]): "every event, one JSON object a line",
         str(files["certificate"]): "the certificate above",
         str(files["ledger"]): "where the work went, as in the table above",
+        str(files["network"]): f"the network, for the page that `esper report {files['network'].parent}` writes",
     }
 
 
 def _log(record: Record) -> None:
+    if record.event == "update" and record.figures["field"] == "logging.level":
+        logging.getLogger("esper").setLevel(json.loads(str(record.figures["new"])))
     level = logging.DEBUG if record.event in ("start", "evaluate", "score", "end") else logging.INFO
     _LOG.log(level, "%s", _sentence(record), extra={"record": asdict(record)})
 
@@ -135,7 +140,7 @@ class _Text(logging.Handler):
 
 
 @contextmanager
-def _logging(settings: LoggingSettings, console: Console, *, quiet: bool) -> Iterator[None]:
+def logged(settings: LoggingSettings, console: Console, *, quiet: bool) -> Iterator[None]:
     """The log of esper goes to standard error while the block runs."""
     handler: logging.Handler = _Text(console)
     if settings.format == "structured":

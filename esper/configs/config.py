@@ -11,11 +11,14 @@ from pydantic import Field, PrivateAttr, TypeAdapter, field_validator
 
 from esper.configs import environment
 from esper.configs.base import ConfigModel
+from esper.configs.nissa import NissaSettings
+from esper.configs.oona import OonaSettings
 from esper.configs.problems import refusal
 from esper.configs.schema import editor_schema
 from esper.configs.services import ComponentConfig, DatabaseConfig, RedisConfig, StorageConfig
 from esper.configs.settings import LoggingSettings, LogLevel, TamiyoSettings, TrainingSettings
 from esper.configs.substitute import overlay, substitute
+from esper.configs.urza import UrzaSettings
 from esper.configs.yaml_loader import load_yaml
 from esper.errors import ConfigError
 
@@ -36,9 +39,10 @@ class _Origin:
 class EsperConfig(ConfigModel):
     """The configuration of a deployment and of its training job.
 
-    Built by keyword or by `from_yaml`; both replace `${VAR}` and `${VAR:-default}` in leaf strings (`$${` is a
-    literal `${`), and both let the environment override: `ESPER_DATABASE__PASSWORD` beats `database.password`,
-    wherever that came from. Other `ESPER_...` variables are left alone.
+    Built by keyword or by `from_yaml`; both replace `${VAR}`, `${VAR:-default}` and `${file:PATH}` in leaf strings
+    (`$${` is a literal `${`), and both let the environment override: `ESPER_DATABASE__PASSWORD`, the file that
+    `ESPER_DATABASE__PASSWORD_FILE` names, or `database__password` in the directory `ESPER_SECRETS_DIR` beats
+    `database.password`, wherever that came from. Other `ESPER_...` variables are left alone.
 
     >>> EsperConfig(name="demo", training={"steps": 5}).training_settings().steps
     5
@@ -72,14 +76,15 @@ class EsperConfig(ConfigModel):
     if not TYPE_CHECKING:
 
         def __init__(self, /, **values: Any) -> None:
-            over = environment.overrides(type(self), training=TrainingSettings, logging=LoggingSettings)
+            model = type(self)
+            over = environment.overrides(_sections(model))
             # An override of one key leaves the others at their defaults.
             given = {"logging": _LOGGING, **values} if "logging" in over else values
             try:
-                super().__init__(**substitute(overlay(given, over), os.environ, type(self).__name__))
+                super().__init__(**substitute(overlay(given, over), os.environ, model.__name__))
                 return
             except ConfigError as error:
-                refused = _reworded(error, type(self).__name__, lambda problem: _overridden(problem, values))
+                refused = _reworded(error, model.__name__, lambda problem: _overridden(problem, values, model))
             raise refused
 
     @field_validator("logging")
@@ -123,7 +128,36 @@ class EsperConfig(ConfigModel):
         """
         tamiyo = self.components.get("tamiyo", ComponentConfig())
         settings = self._view(TamiyoSettings, tamiyo.config, "components.tamiyo.config")
+        if settings.remote and settings.remote.channel == "redis" and self.redis is None:
+            problem = "components.tamiyo.config.remote.channel: redis needs a `redis` section"
+            raise refusal(self._origin.name, [_located(problem, self._origin.lines)])
         return settings if tamiyo.enabled else settings.model_copy(update={"policy": "none"})
+
+    def urza_settings(self) -> UrzaSettings:
+        """The `components.urza.config` section, validated: the kernel library.
+
+        Left out or not enabled: nothing is drawn from it, nor published.
+        """
+        urza = self.components.get("urza", ComponentConfig(enabled=False))
+        settings = self._view(UrzaSettings, urza.config, "components.urza.config")
+        return settings if urza.enabled else settings.model_copy(update={"draw": False, "publish": False})
+
+    def nissa_settings(self) -> NissaSettings:
+        """The `components.nissa.config` section, validated: where events go.
+
+        A component that is not enabled sends them nowhere but to the history of the run.
+        """
+        nissa = self.components.get("nissa", ComponentConfig())
+        settings = self._view(NissaSettings, nissa.config, "components.nissa.config")
+        if nissa.enabled:
+            return settings
+        kept = {"queue_bound": settings.queue_bound, "close_timeout": settings.close_timeout, "fsync": settings.fsync}
+        return NissaSettings(redis=False, **kept)
+
+    def oona_settings(self) -> OonaSettings:
+        """The `components.oona.config` section, validated: how events travel on Redis."""
+        oona = self.components.get("oona", ComponentConfig())
+        return self._view(OonaSettings, oona.config, "components.oona.config")
 
     def logging_settings(self) -> LoggingSettings:
         """The `logging` section, validated."""
@@ -135,7 +169,14 @@ class EsperConfig(ConfigModel):
         Raises:
             ConfigError: Any of them is refused; the problems of all are listed.
         """
-        views: list[Callable[[], ConfigModel]] = [self.training_settings, self.tamiyo_settings, self.logging_settings]
+        views: list[Callable[[], ConfigModel]] = [
+            self.training_settings,
+            self.tamiyo_settings,
+            self.urza_settings,
+            self.nissa_settings,
+            self.oona_settings,
+            self.logging_settings,
+        ]
         problems: list[str] = []
         for view in views:
             try:
@@ -149,8 +190,12 @@ class EsperConfig(ConfigModel):
         try:
             return model.model_validate(section)
         except ConfigError as error:
-            problems = [_overridden(f"{path}.{problem}", self.model_dump()) for problem in error.problems]
+            problems = [_overridden(f"{path}.{problem}", self.model_dump(), type(self)) for problem in error.problems]
         raise refusal(self._origin.name, [_located(problem, self._origin.lines) for problem in problems])
+
+
+def _sections(model: type[EsperConfig]) -> dict[str, Any]:
+    return environment.sections_of(model, training=TrainingSettings, logging=LoggingSettings)
 
 
 def _reworded(error: ConfigError, subject: str, word: Callable[[str], str]) -> ConfigError:
@@ -161,11 +206,11 @@ def _reworded(error: ConfigError, subject: str, word: Callable[[str], str]) -> C
     return refusal(subject, [word(problem) for problem in error.problems], hint, type(error))
 
 
-def _overridden(problem: str, given: Mapping[str, Any]) -> str:
-    """The problem with the environment variable it comes from, if it does."""
+def _overridden(problem: str, given: Mapping[str, Any], model: type[EsperConfig]) -> str:
+    """The problem with the environment variable or the secret it comes from, if it does."""
     path, colon, text = problem.partition(": ")
     steps = tuple(path.split("."))
-    variable = environment.overriding(steps, os.environ, whole=steps[0] not in given)
+    variable = environment.overriding(steps, _sections(model), whole=steps[0] not in given)
     return f"{path} ({variable}){colon}{text}" if variable else problem
 
 

@@ -1,38 +1,92 @@
-"""`ESPER_DATABASE__PASSWORD` and the like: values from the environment that override the file.
+"""What overrides the file: `ESPER_DATABASE__PASSWORD`, `ESPER_DATABASE__PASSWORD_FILE`, and a directory of secrets.
+
+| where | beats |
+|---|---|
+| `ESPER_DATABASE__PASSWORD`, the value | everything below |
+| `ESPER_DATABASE__PASSWORD_FILE`, the file that holds it; not beside the variable itself | everything below |
+| the file `database__password` in the directory `ESPER_SECRETS_DIR` | what the YAML file or Python says |
 
 pydantic-settings' conventions: the prefix `ESPER_`, `__` between the parts of a path, JSON for lists
-and whole sections. A variable whose first part is no section of the configuration is not ours.
+and whole sections. What names no section of the configuration is not ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, create_model
 from pydantic_settings import BaseSettings, EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
+from esper.configs.problems import keys_at
+from esper.configs.secrets import read_secret
 from esper.errors import ConfigError
 
 PREFIX = "ESPER_"
 DELIMITER = "__"
+POINTER = "_FILE"
+DIRECTORY = "ESPER_SECRETS_DIR"
+
+Sections = Mapping[str, Any]
+"""The types of the configuration's sections, by name."""
 
 
-def overrides(model: type[BaseModel], **typed: type[BaseModel]) -> dict[str, Any]:
-    """What the environment says about the fields of `model`, as nested mappings.
+@dataclass(frozen=True)
+class Source:
+    """Where an override stands: the variable or file to name in a message, and the file to read, if it is one."""
 
-    `typed` names the types of fields that `model` itself leaves open: they say where JSON is expected.
+    label: str
+    file: Path | None = None
+
+
+def sections_of(model: type[BaseModel], **typed: type[BaseModel]) -> dict[str, Any]:
+    """The types of the fields of `model`; `typed` says more of those that it leaves open."""
+    return {name: typed.get(name, field.annotation) for name, field in model.model_fields.items()}
+
+
+def sources(sections: Sections) -> dict[str, Source]:
+    """What is overridden, by the name of its variable in capitals.
+
+    Raises:
+        ConfigError: A value and the file that holds it are both given, or the directory cannot be read.
     """
-    sections = {name: typed.get(name, field.annotation) for name, field in model.model_fields.items()}
-    source = EnvSettingsSource(
+    names = {name.upper(): name for name in os.environ}
+    found = {variable: Source(str(place), place) for variable, place in _in_directory(sections)}
+    pointers = {
+        name.removesuffix(POINTER): Source(name, Path(os.environ[given]))
+        for name, given in names.items()
+        if _is_pointer(name, sections)
+    }
+    twice = sorted(f"{name} and {source.label}" for name, source in pointers.items() if name in names)
+    if twice:
+        raise ConfigError(f"a value is given twice, keep one of each: {', '.join(twice)}", twice)
+    plain = {name: Source(name) for name in names if name.startswith(PREFIX) and not _is_pointer(name, sections)}
+    return {**found, **pointers, **plain}
+
+
+def overrides(sections: Sections) -> dict[str, Any]:
+    """What the environment and the secrets say about the sections, as nested mappings.
+
+    Raises:
+        ConfigError: A secret cannot be read, or a section is overridden with something that is not JSON.
+    """
+    values = {name.upper(): value for name, value in os.environ.items()}
+    for name, source in sources(sections).items():
+        if source.file is not None:
+            values[name] = read_secret(source.file, source.label)
+    reader = EnvSettingsSource(
         _reader(tuple(sections.items())), env_prefix=PREFIX, env_nested_delimiter=DELIMITER, case_sensitive=False
     )
+    reader.env_vars = {name.lower(): value for name, value in values.items() if not _is_pointer(name, sections)}
     try:
-        return source()
+        return reader()
     except SettingsError:  # its cause holds the text that was parsed
-        broken = [variable_name((name,)) for name in sections if variable_name((name,)).lower() in source.env_vars]
+        broken = [variable_name((name,)) for name in sections if variable_name((name,)).lower() in reader.env_vars]
     raise ConfigError(f"the environment overrides a section with something that is not JSON: {', '.join(broken)}")
 
 
@@ -41,17 +95,45 @@ def variable_name(path: tuple[str, ...]) -> str:
     return PREFIX + DELIMITER.join(path).upper()
 
 
-def overriding(path: tuple[str, ...], variables: Iterable[str], whole: bool = False) -> str | None:
-    """The variable among `variables` that sets `path`; with `whole`, any that sets a part of its section."""
-    names = sorted(name.upper() for name in variables)
-    if variable_name(path) in names:
-        return variable_name(path)
+def overriding(path: tuple[str, ...], sections: Sections, whole: bool = False) -> str | None:
+    """What sets `path`, a variable or a file; with `whole`, anything that sets a part of its section."""
+    found = sources(sections)
+    if variable_name(path) in found:
+        return found[variable_name(path)].label
     section = variable_name(path[:1])
-    return (
-        next((name for name in names if name == section or name.startswith(section + DELIMITER)), None)
-        if whole
-        else None
-    )
+    parts = (name for name in sorted(found) if name == section or name.startswith(section + DELIMITER))
+    return next((found[name].label for name in parts), None) if whole else None
+
+
+def _is_pointer(name: str, sections: Sections) -> bool:
+    """Whether a variable names the file that holds the value; `redis.ca_file` is a field and no such thing."""
+    path = tuple(name.removeprefix(PREFIX).lower().split(DELIMITER))
+    if not name.startswith(PREFIX) or not name.endswith(POINTER) or len(path) < 2:
+        return False
+    value = (*path[:-1], path[-1].removesuffix(POINTER.lower()))
+    return _is_field(value, sections) and not _is_field(path, sections)
+
+
+def _is_field(path: tuple[str, ...], sections: Sections) -> bool:
+    return path[0] in sections and path[-1] in keys_at(sections[path[0]], path[1:-1])
+
+
+def _in_directory(sections: Sections) -> Iterator[tuple[str, Path]]:
+    """The secrets in the directory, `database__password` and the like, by the names of their variables."""
+    directory = os.environ.get(DIRECTORY)
+    if not directory:
+        return
+    try:
+        places = sorted(Path(directory).expanduser().resolve().iterdir())
+    except OSError as error:
+        problem = f"{DIRECTORY}: cannot read {directory}: {error.strerror or type(error).__name__}"
+    else:
+        for place in places:
+            path = place.name.lower().split(DELIMITER)
+            if len(path) > 1 and path[0] in sections and place.is_file():
+                yield variable_name(tuple(path)), place
+        return
+    raise ConfigError(problem, [problem])
 
 
 @cache

@@ -52,7 +52,7 @@ def from_validation(error: ValidationError, model: type[BaseModel]) -> ConfigErr
 def _problem(location: Location, kind: str, message: str, model: type[BaseModel]) -> str:
     path = ".".join(str(step) for step in location)
     if kind in _UNKNOWN_KEY:
-        return f"{path}: unknown key; {did_you_mean(str(location[-1]), _keys_at(model, location[:-1]))}"
+        return f"{path}: unknown key; {did_you_mean(str(location[-1]), keys_at(model, location[:-1]))}"
     if kind == "missing":
         return f"{path}: is required"
     text = _SUBJECT.sub("should", message.removeprefix("Value error, "))
@@ -61,8 +61,8 @@ def _problem(location: Location, kind: str, message: str, model: type[BaseModel]
     return f"{path}: {text}" if path else text
 
 
-def _keys_at(model: type[BaseModel], location: Location) -> list[str]:
-    """The keys that the model found by walking `location` from `model` accepts."""
+def keys_at(model: Any, location: Location) -> list[str]:
+    """The keys that the model found by walking `location` from `model` accepts; none where anything goes."""
     reached: list[Any] = [model]
     for step in location:
         reached = [inner for annotation in reached for inner in _inside(annotation, step)]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel
+
+from esper.configs.secrets import FromFile
 
 MASK = "***"
 
@@ -26,6 +29,8 @@ def redacted(value: Any) -> Any:
         return _redacted_items(value.items(), {key for key in value if _SECRET_NAME.search(str(key))})
     if isinstance(value, (list, tuple)):
         return [redacted(item) for item in value]
+    if isinstance(value, FromFile):
+        return MASK
     if isinstance(value, str):
         return _URL_USERINFO.sub(f"{MASK}@", value)
     return value
@@ -34,3 +39,28 @@ def redacted(value: Any) -> Any:
 def _redacted_items(items: Iterable[tuple[Any, Any]], hidden: set[Any]) -> dict[Any, Any]:
     # An absent or empty secret says that there is none: worth seeing in a log.
     return {key: MASK if key in hidden and value else redacted(value) for key, value in items}
+
+
+def secrets_of(value: Any) -> set[str]:
+    """Every text in `value` that `redacted` hides."""
+    if isinstance(value, BaseModel):
+        hidden = {name for name, field in type(value).model_fields.items() if not field.repr}
+        return _secrets_among(((name, getattr(value, name)) for name in type(value).model_fields), hidden)
+    if isinstance(value, Mapping):
+        return _secrets_among(value.items(), {key for key in value if _SECRET_NAME.search(str(key))})
+    if isinstance(value, (list, tuple)):
+        return {secret for item in value for secret in secrets_of(item)}
+    return {str(value)} if isinstance(value, FromFile) else set()
+
+
+def scrubbed(text: str, secrets: Iterable[str]) -> str:
+    """Text of somebody else's making, such as a driver's error, without the secrets it may quote."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        for form in (secret, quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(form, MASK)
+    return _URL_USERINFO.sub(f"{MASK}@", text)
+
+
+def _secrets_among(items: Iterable[tuple[Any, Any]], hidden: set[Any]) -> set[str]:
+    found = ({str(value)} if key in hidden and value else secrets_of(value) for key, value in items)
+    return {secret for group in found for secret in group}

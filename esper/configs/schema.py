@@ -6,11 +6,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from esper.configs.nissa import NissaSettings
+from esper.configs.oona import OonaSettings
 from esper.configs.settings import LoggingSettings, TamiyoSettings, TrainingSettings
+from esper.configs.urza import UrzaSettings
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 _NUMBERS = {"integer", "number", "boolean"}
 _CLOSED = {"enum", "pattern"}
+_COMPONENTS: dict[str, type[BaseModel]] = {
+    "tamiyo": TamiyoSettings,
+    "urza": UrzaSettings,
+    "nissa": NissaSettings,
+    "oona": OonaSettings,
+}
 
 
 def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -19,11 +28,12 @@ def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
     The open sections offer the settings of the main job and still accept other keys.
     """
     schema = model.model_json_schema()
-    properties = schema["properties"]
-    properties["training"] = _open(TrainingSettings, "training")
-    properties["logging"] = _open(LoggingSettings, "logging")
+    properties, shared = schema["properties"], schema["$defs"]
+    properties["training"] = _open(TrainingSettings, "training", shared)
+    properties["logging"] = _open(LoggingSettings, "logging", shared)
     properties["components"]["properties"] = {
-        "tamiyo": {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(TamiyoSettings, "config")}}
+        name: {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(settings, "config", shared)}}
+        for name, settings in _COMPONENTS.items()
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -32,8 +42,11 @@ def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _open(model: type[BaseModel], title: str) -> dict[str, Any]:
-    return {**model.model_json_schema(), "title": title, "additionalProperties": True}
+def _open(model: type[BaseModel], title: str, shared: dict[str, Any]) -> dict[str, Any]:
+    """The settings' schema; the sections in it go to `shared`, where references look for them."""
+    schema = model.model_json_schema()
+    shared.update(schema.pop("$defs", {}))
+    return {**schema, "title": title, "additionalProperties": True}
 
 
 def _with_references(node: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from esper.configs.base import ConfigModel
+from esper.configs.control import RemoteSettings
 from esper.configs.problems import did_you_mean
 
 BUILT_IN_MODELS = ("cnn", "mlp")
@@ -134,6 +135,8 @@ class TamiyoSettings(ConfigModel):
     """Steps over which a new kernel's learning rate rises."""
     rank: int = Field(default=8, ge=1)
     """Rank or width of the kernels that have one, and rank of the first-order gains."""
+    remote: RemoteSettings | None = None
+    """Control by a policy in another process; the settings above are then the local default's. Null: none."""
 
 
 def _upper(level: object) -> object:

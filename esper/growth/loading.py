@@ -28,7 +28,8 @@ def load_kernel(
         opt_state: An optax state for `model.params`, or None.
         layer: Name of a KasminaLayer like the one that the kernel was trained beside.
         seed: Which of its seeds.
-        artifact: The kernel, which the model's cache keeps if it has room; or the digest of one that is there.
+        artifact: The kernel, which the model's cache keeps if it has room; or the digest of one that is there, or in
+            the library that the model was wrapped with.
         tx: As in `germinate`.
 
     Returns:
@@ -38,7 +39,8 @@ def load_kernel(
         UnknownLayerError: No such layer.
         UnknownBlueprintError: The artifact's recipe is not known, or not for this kind of layer.
         IllegalTransitionError: The seed is neither DORMANT nor LOADING.
-        ArtifactError: The artifact is not in the cache, or does not fit the layer; the message says why.
+        ArtifactError: The artifact is in neither cache nor library, or does not fit the layer; the message says why.
+        LibraryError: The library cannot be read.
         SeedError: There is no such seed, the model never calls the layer, or the recipe does not fit it.
         OptimizerStateError: As `germinate`.
 

@@ -14,7 +14,7 @@ class Culled:
 
     Attributes:
         place: Its seed.
-        blueprint: Its recipe.
+        blueprint: Its recipe; of one that came from the library, its digest.
         until: Until which step the seed rests.
         beaten: Whether it lost a race to another, so that it says nothing against the layer.
     """
@@ -34,7 +34,7 @@ class Memory:
         stale: Evaluations since then without a loss below `best` by `min_delta`.
         seen: Evaluations since growth last changed something.
         culled: What did not stay, in order.
-        tended: Seeds that should be growing, and by which blueprint.
+        tended: Seeds that should be growing, and by which blueprint, or which kernel of the library.
         held: The last reason given for not growing, so that it is given once.
     """
 

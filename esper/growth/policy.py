@@ -15,6 +15,7 @@ import jax
 
 from esper.growth.credit import Gain
 from esper.growth.initialisers import initialiser
+from esper.growth.loading import load_kernel
 from esper.growth.scores import FirstOrder
 from esper.growth.verbs import cull, germinate, set_alpha, transition
 from esper.jax_backend.model import MorphableModel
@@ -31,7 +32,7 @@ GROWING = (SeedLifecycleState.LOADING, *MEASURED, SeedLifecycleState.ERROR_RECOV
 
 @dataclass(frozen=True)
 class Plan:
-    """What would germinate in a layer.
+    """What would germinate in a layer, or be loaded from the library.
 
     Attributes:
         blueprint: Name of the recipe.
@@ -41,6 +42,7 @@ class Plan:
         bytes: Memory of its parameters.
         blend: How it would join the layer.
         init: Name of the initialiser of its parameters (`esper.growth.initialisers`).
+        artifact: Digest of a trained kernel that would be loaded; empty: a new one would germinate.
     """
 
     blueprint: str
@@ -50,9 +52,17 @@ class Plan:
     bytes: int = 0
     blend: str = "add"
     init: str = "zero_output"
+    artifact: str = ""
 
-    def germinate(self, place: Place, reason: str) -> Germinate:
+    @property
+    def name(self) -> str:
+        """What tells it from the layer's other plans."""
+        return self.artifact or self.blueprint
+
+    def germinate(self, place: Place, reason: str) -> Germinate | Load:
         """The action that carries it out at a seed."""
+        if self.artifact:
+            return Load(*place, self.artifact, reason, self.blueprint)
         return Germinate(*place, self.blueprint, self.options, reason, self.blend, self.init)
 
 
@@ -185,6 +195,17 @@ class Germinate:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Put a trained kernel into a DORMANT seed, where it starts GRAFTING at alpha 0; the structure changes."""
+
+    layer: str
+    seed: int
+    artifact: str
+    reason: str
+    blueprint: str = ""
+
+
+@dataclass(frozen=True)
 class Transition:
     """Move a seed to another state; data only."""
 
@@ -220,8 +241,24 @@ class Hold:
     reason: str
 
 
-Action = Germinate | Transition | SetAlpha | Cull | Hold
-STRUCTURAL = (Germinate, Cull)
+@dataclass(frozen=True)
+class Note:
+    """Do nothing, and have an event in the run's history.
+
+    Attributes:
+        event: Its name.
+        reason: What happened.
+        waited: Seconds that training waited for it.
+    """
+
+    event: str
+    reason: str
+    waited: float = 0.0
+
+
+Action = Germinate | Load | Transition | SetAlpha | Cull | Hold | Note
+ARRIVING = (Germinate, Load)
+STRUCTURAL = (*ARRIVING, Cull)
 
 
 class Policy(Protocol[M]):
@@ -245,6 +282,30 @@ class Asking(Protocol):
         ...
 
 
+@runtime_checkable
+class Witness(Protocol):
+    """A policy that keeps up where another decides, so that it can take over at any time."""
+
+    def witness(self, observation: Observation, actions: tuple[Action, ...], memory: Any) -> Any:
+        """What to remember where these actions are done instead of its own."""
+        ...
+
+
+def witnessed(policy: Policy[M], observation: Observation, actions: tuple[Action, ...], memory: M) -> M:
+    """What a policy remembers where another has decided; one that is no witness believes that it was heeded."""
+    if isinstance(policy, Witness):
+        return policy.witness(observation, actions, memory)
+    return policy(observation, memory)[1]
+
+
+def forgives(policy: Policy[Any] | None) -> bool:
+    """Whether an action of the policy that turns out impossible is noted as "rejected" instead of ending the run.
+
+    For policies that are told what to do from outside, which have a true attribute `forgiving`.
+    """
+    return bool(getattr(policy, "forgiving", False))
+
+
 def asked(policy: Policy[M], observation: Observation, memory: M) -> Asks:
     """What to measure for a policy; for one that does not say, the gain of every kernel that grows."""
     if isinstance(policy, Asking):
@@ -263,12 +324,15 @@ def act(model: MorphableModel, opt_state: State, action: Action, *, key: jax.Arr
 
     Raises:
         SeedError: The action is not possible; an illegal move is an IllegalTransitionError.
+        LibraryError: The kernel to load is in a library that cannot be read.
         ArgumentError: A germination whose initialiser looks at data: `fit` gives it those, or `conceive(init=...)`.
     """
     match action:
         case Germinate(layer, seed, blueprint, options, _, blend, init):
             recipe = {"blueprint": blueprint, "options": dict(options), "blend": blend, "init": initialiser(init)}
             return germinate(model, opt_state, layer=layer, seed=seed, key=key, **recipe)
+        case Load(layer, seed, artifact):
+            return load_kernel(model, opt_state, layer=layer, seed=seed, artifact=artifact)
         case Cull(layer, seed):
             return cull(model, opt_state, layer=layer, seed=seed)
         case Transition(layer, seed, to):

@@ -1,19 +1,20 @@
 """Tamiyo, the built-in policy: when to grow, where, by what, and what stays.
 
 It reads from the top: judge what grows (`gates.py`); if nothing more may grow beside it, wait; else see whether it is
-time (`triggers.py`), choose a layer (`where.py`), and let one blueprint or a race of several germinate there, within
-budgets (`budgets.py`). Every decision says what was observed.
+time (`triggers.py`), choose a layer (`where.py`), and let one blueprint or a race of several germinate there, or a
+kernel of the library be loaded, within budgets (`budgets.py`). Every decision says what was observed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from esper.configs import TamiyoSettings
 from esper.growth.gates import evidence, judge
 from esper.growth.memory import Culled, Memory
-from esper.growth.policy import GROWING, Action, Asks, Germinate, Hold, Observation, Place, Transition
+from esper.growth.policy import GROWING, Action, Asks, Germinate, Hold, Load, Observation, Place, Transition
 from esper.growth.triggers import NAMES, triggered
 from esper.growth.where import clearing, figures, rank, spots
 from esper.lifecycle import SeedLifecycleState as S
@@ -28,6 +29,10 @@ class Tamiyo:
     """
 
     settings: TamiyoSettings
+
+    def updated(self, **changes: Any) -> Tamiyo:
+        """The policy with some of its settings changed; what it remembers stays good."""
+        return Tamiyo(TamiyoSettings.model_validate({**self.settings.model_dump(), **changes}))
 
     def start(self) -> Memory:
         """Nothing remembered."""
@@ -59,6 +64,21 @@ class Tamiyo:
             if reason:
                 actions, memory = self._germinate(observation, memory, reason)
         return actions, self._after(actions, observation, memory)
+
+    def witness(self, observation: Observation, actions: tuple[Action, ...], memory: Memory) -> Memory:
+        """What it remembers where another has decided, and `actions` are done; of its own, what a call remembers."""
+        if self.settings.policy == "none":
+            return memory
+        memory = self._without_lost(observation, memory)
+        reason = ""
+        if not judge(observation, self.settings):
+            reason, memory = self._time(observation, memory)
+        if _germinates(actions):
+            memory = replace(memory, stale=0, seen=0, held="")
+        elif reason:
+            own, after = self._germinate(observation, memory, reason)
+            memory = memory if _germinates(own) else after
+        return self._after(actions, observation, memory)
 
     def _without_lost(self, observation: Observation, memory: Memory) -> Memory:
         """Kernels that are gone though nobody here culled them count as culled.
@@ -95,17 +115,16 @@ class Tamiyo:
         """What to remember of what was done."""
         known = dict(memory.tended)
         growing = {
-            seed.place: seed.blueprint or known.get(seed.place, "")
-            for seed in observation.seeds()
-            if seed.state in GROWING
+            seed.place: known.get(seed.place) or seed.blueprint for seed in observation.seeds() if seed.state in GROWING
         }
         verdicts = [a for a in actions if isinstance(a, Transition) and a.to in (S.FOSSILIZED, S.CULLED)]
-        culled = [(place, growing[place]) for a in verdicts if a.to is S.CULLED for place in [(a.layer, a.seed)]]
+        places = [(a.layer, a.seed) for a in verdicts if a.to is S.CULLED]
+        culled = [(place, growing.get(place, "")) for place in places]
         for action in actions:
-            if isinstance(action, Germinate):
-                growing[action.layer, action.seed] = action.blueprint
+            if isinstance(action, Germinate | Load):
+                growing[action.layer, action.seed] = getattr(action, "artifact", action.blueprint)
         for action in verdicts:
-            del growing[action.layer, action.seed]
+            growing.pop((action.layer, action.seed), None)
         won = {a.layer for a in actions if isinstance(a, Transition) and a.to is S.GRAFTING}
         memory = replace(self._rested(memory, culled, observation, won), tended=tuple(growing.items()))
         return memory.changed(observation.losses[-1]) if verdicts else memory
@@ -120,6 +139,10 @@ class Tamiyo:
             f"{why}; layers with a free seed: {len(places)}, of which this one comes first by "
             f"{figures(spot.layer, memory)}"
         )
+        if spot.plans[0].artifact:
+            reason += (
+                f"; {spot.plans[0].blueprint} {spot.plans[0].artifact[:19]}... of the library, which gained elsewhere"
+            )
         if len(spot.plans) > 1:
             reason += f"; a race of {', '.join(plan.blueprint for plan in spot.plans)}"
         chosen = list(zip(spot.free, spot.plans, strict=False))
@@ -128,3 +151,7 @@ class Tamiyo:
             *(plan.germinate(seed.place, reason) for seed, plan in chosen),
         )
         return actions, replace(memory, stale=0, seen=0, held="")
+
+
+def _germinates(actions: tuple[Action, ...]) -> bool:
+    return any(isinstance(action, Germinate) for action in actions)

@@ -35,10 +35,18 @@ def spots(observation: Observation, memory: Memory, settings: TamiyoSettings) ->
     if not found:
         return [], "no layer has a free seed"
     room = budgets.rooms(observation, settings)
-    found = [replace(s, plans=budgets.affordable(s.plans, room, min(settings.race, len(s.free)))) for s in found]
+    found = [replace(s, plans=_choice(s.plans, room, min(settings.race, len(s.free)))) for s in found]
     fitting = [spot for spot in found if spot.plans]
     left_over = ", ".join(f"{max(size, 0)} {budgets.UNITS[name]}" for name, size in room.items() if size < math.inf)
     return fitting, "" if fitting else f"no kernel fits into the {left_over} left"
+
+
+def _choice(plans: tuple[Plan, ...], room: dict[str, float], most: int) -> tuple[Plan, ...]:
+    """What is tried now: a kernel of the library, which is trained and so races with none; or new ones."""
+    first = budgets.affordable(plans, room, 1)
+    if first and first[0].artifact:
+        return first
+    return budgets.affordable([plan for plan in plans if not plan.artifact], room, most)
 
 
 def rank(layer: LayerView, memory: Memory) -> tuple[float, ...]:
@@ -74,5 +82,5 @@ def _free(observation: Observation, memory: Memory) -> Iterator[Spot]:
             if seed.state in (S.DORMANT, S.CULLED) and observation.step >= rests.get(seed.place, 0)
         )
         if free and layer.plans and not layer.growing:
-            ranked = sorted(layer.plans, key=lambda plan: memory.lost(layer.name, plan.blueprint))
+            ranked = sorted(layer.plans, key=lambda plan: memory.lost(layer.name, plan.name))
             yield Spot(layer, free, tuple(ranked))

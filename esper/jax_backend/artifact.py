@@ -16,6 +16,7 @@ from esper.jax_backend.devices import fetched
 from esper.jax_backend.interchange import is_traced
 from esper.jax_backend.slots import held_kernel, place, seed_row, seed_state
 from esper.lifecycle import SeedLifecycleState
+from esper.program import Recipe
 
 if TYPE_CHECKING:  # the model's methods are made of these functions
     from esper.jax_backend.model import MorphableModel
@@ -42,6 +43,8 @@ class KernelArtifact:
         module: What the recipe built, as its source describes it. A recipe may read the layer itself: shapes
             alone do not show which activation it found there.
         params: Its parameters by torch name.
+        carried: What builds and runs such kernels where their blueprint is not known, such as in a model that was
+            loaded without torch; None: it needs the blueprint. No part of the digest.
         digest: "sha256:" and 64 hexadecimal digits, see `digest_of`.
 
     Raises:
@@ -57,6 +60,7 @@ class KernelArtifact:
     dtype: str
     module: str = field(repr=False)
     params: Mapping[str, jax.Array] = field(repr=False)
+    carried: Recipe | None = field(default=None, repr=False)
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:

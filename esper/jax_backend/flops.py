@@ -42,6 +42,12 @@ def flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
 
+def flops_by_scope(function: Callable[..., Any], *args: Any) -> list[tuple[str, int]]:
+    """The same in order of the trace, with the `jax.named_scope` that each came from."""
+    equations = jax.make_jaxpr(function)(*args).jaxpr.eqns
+    return [(str(equation.source_info.name_stack), _of(equation)) for equation in equations]
+
+
 def _count(jaxpr: Any) -> int:
     return sum(_of(equation) for equation in jaxpr.eqns)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
 from esper.blending import BLENDS
-from esper.errors import ArtifactError
+from esper.errors import ArgumentError, ArtifactError, SeedError, UnknownBlueprintError
 from esper.jax_backend.artifact import KernelArtifact, artifact_of
-from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.flax_kernels import sprouted
 from esper.jax_backend.slots import check_called, check_free, place, seated, vacated
-from esper.jax_backend.source import Kernel, Sprout, Structure
+from esper.jax_backend.source import Kernel, ModuleSource, Sprout, Structure
 from esper.lifecycle import SeedLifecycleState
 from esper.program import LayerSite
 
@@ -30,16 +30,17 @@ def loaded(model: MorphableModel, layer: str, seed: int, artifact: KernelArtifac
         UnknownLayerError: No such layer.
         UnknownBlueprintError: The artifact's recipe is not known, or not for this kind of layer.
         IllegalTransitionError: The seed is neither DORMANT nor LOADING.
-        ArtifactError: The artifact is not in the cache, or does not fit the layer; the message says why.
+        ArtifactError: The artifact is in neither cache nor library, or does not fit the layer; the message says why.
+        LibraryError: The library that it would come from cannot be read.
         SeedError: There is no such seed, the model never calls the layer, or the recipe does not fit it.
     """
     check_free(model, layer, seed)
     check_called(model.structure, layer)
-    found = _found(model.structure.cache, artifact, place(layer, seed))
-    kernel = _built(model.structure, layer, seed, found)
-    model.structure.cache.put(found)
-    arrays = {name: jnp.copy(array) for name, array in found.params.items()}
-    return seated(model, kernel, arrays, SeedLifecycleState.GRAFTING, found.kernel_id)
+    artifact = found(model.structure, artifact, place(layer, seed))
+    kernel = _built(model.structure, layer, seed, artifact)
+    model.structure.cache.put(artifact)
+    arrays = {name: jnp.copy(array) for name, array in artifact.params.items()}
+    return seated(model, kernel, arrays, SeedLifecycleState.GRAFTING, artifact.kernel_id)
 
 
 def unloaded(
@@ -70,18 +71,55 @@ def unloaded(
     return emptied, artifact
 
 
-def _found(cache: KernelCache, artifact: KernelArtifact | str, where: str) -> KernelArtifact:
-    """The artifact from the cache; if it is not there, itself."""
+def prefetched(model: MorphableModel, digest: str) -> Future[KernelArtifact]:
+    """The artifact of a digest, on its way from the model's library into its cache.
+
+    Raises:
+        ArtifactError: It is not in the cache, and the model has no library.
+    """
+    cache, library = model.structure.cache, model.structure.library
+    known = cache.get(digest)
+    if known is not None:
+        here: Future[KernelArtifact] = Future()
+        here.set_result(known)
+        return here
+    if library is None:
+        raise ArtifactError(
+            f"{digest} is not in the model's cache, and it has no library: wrap with library=, see esper.library"
+        )
+    coming = library.fetch(digest)
+    coming.add_done_callback(lambda done: None if done.exception() else cache.put(done.result()))
+    return coming
+
+
+def found(structure: Structure, artifact: KernelArtifact | str, where: str) -> KernelArtifact:
+    """The artifact from the cache; if it is not there, itself, or what the library has.
+
+    Args:
+        structure: Of the model whose cache and library are asked.
+        artifact: It, or its digest.
+        where: The seed that it is for, for messages.
+
+    Raises:
+        ArtifactError: It is nowhere, its arrays were deleted, or it is not what was put into the library.
+        LibraryError: The library cannot be read.
+    """
+    cache = structure.cache
     if not isinstance(artifact, str | KernelArtifact):
         raise ArtifactError(f"{where}: a {type(artifact).__name__} is neither a KernelArtifact nor the digest of one")
     known = cache.get(artifact if isinstance(artifact, str) else artifact.digest)
     if known is not None:
         return known
+    if isinstance(artifact, str) and structure.library is not None:
+        try:
+            return structure.library.get(artifact)
+        except (ArtifactError, ArgumentError) as error:
+            raise ArtifactError(f"{where}: {error}") from error
     if isinstance(artifact, str):
         held = ", ".join(cache.digests()) or "nothing"
         raise ArtifactError(
             f"{where}: {artifact} is not in the model's cache, which holds {held}; it was never put there, has left to "
-            "make room, or its arrays were donated. Give the KernelArtifact itself"
+            "make room, or its arrays were donated. Give the KernelArtifact itself, or wrap with library="
         )
     if not artifact.alive:
         raise ArtifactError(f"{where}: the arrays of {artifact.digest} were deleted by a step they were donated to")
@@ -94,11 +132,23 @@ def _built(structure: Structure, layer: str, seed: int, artifact: KernelArtifact
     _refuse(where, artifact, list(_other_layer(site, artifact)))
     if artifact.blend not in BLENDS:
         _refuse(where, artifact, [f"there is no blend {artifact.blend!r}, there are: {', '.join(BLENDS)}"])
-    sprout = sprouted(structure.source, artifact.blueprint, site, dict(artifact.options), None, artifact.blend)
+    sprout = _sprout(structure.source, site, artifact)
     _refuse(where, artifact, [*_other_parameters(sprout, artifact), *_other_recipe(sprout, artifact)])
     return Kernel(
         layer, seed, artifact.blueprint, sprout.options, site, sprout.placement, artifact.blend, sprout.source
     )
+
+
+def _sprout(source: ModuleSource, site: LayerSite, artifact: KernelArtifact) -> Sprout:
+    """The recipe's kernel here; by the recipe that the artifact carries where it is not known."""
+    recipe = (artifact.blueprint, site, dict(artifact.options), None, artifact.blend)
+    try:
+        return sprouted(source, *recipe)
+    except (UnknownBlueprintError, SeedError):
+        if artifact.carried is None:
+            raise
+    source.learn(artifact.carried)
+    return sprouted(source, *recipe)
 
 
 def _other_layer(site: LayerSite, artifact: KernelArtifact) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool
 
+from esper.drawing.notebook import Shown
 from esper.errors import SeedError
 from esper.jax_backend.artifact import KernelArtifact
 from esper.jax_backend.blend import Branch, blend
@@ -22,7 +24,7 @@ from esper.jax_backend.interchange import constants
 from esper.jax_backend.kernels import kernel_output
 from esper.jax_backend.layers import KasminaLayer, Layers
 from esper.jax_backend.layout import Held, Value, in_torch_order, like, lying
-from esper.jax_backend.loading import loaded, unloaded
+from esper.jax_backend.loading import loaded, prefetched, unloaded
 from esper.jax_backend.registry import check_lowered
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.slots import reserved_kernels
@@ -123,13 +125,31 @@ class MorphableModel(struct.PyTreeNode):
         Args:
             layer: Name of a KasminaLayer like the one that the kernel was trained beside.
             seed: Which of its seeds.
-            artifact: The kernel, which the cache keeps if it has room; or the digest of one that is there.
+            artifact: The kernel, which the cache keeps if it has room; or the digest of one that is there, or in the
+                model's library.
 
         Raises:
             IllegalTransitionError: The seed is neither DORMANT nor LOADING.
-            ArtifactError: The artifact is not in the cache, or does not fit the layer; the message says why.
+            ArtifactError: The artifact is in neither cache nor library, or does not fit the layer; the message says
+                why.
+            LibraryError: The library cannot be read.
         """
         return loaded(self, layer, seed, artifact)
+
+    def prefetch_kernel(self, digest: str) -> Future[KernelArtifact]:
+        """Lets a kernel come from the model's library into its cache while other things go on.
+
+        Args:
+            digest: Its digest.
+
+        Returns:
+            A future: `done()` says whether it is there, `result()` waits for it, and raises what went wrong. The
+            artifact that it gives can be loaded even where the cache had no room for it.
+
+        Raises:
+            ArtifactError: It is not in the cache, and the model has no library.
+        """
+        return prefetched(self, digest)
 
     def unload_kernel(self, layer: str, seed: int) -> MorphableModel:
         """The model without a seed's kernel, which the cache keeps; the seed is CULLED.
@@ -196,6 +216,22 @@ class MorphableModel(struct.PyTreeNode):
             "cache_size_mb": self.structure.cache.budget >> 20,
             "kernel_cache": asdict(self.structure.cache.statistics()),
         }
+
+    def show(self) -> Shown:
+        """The network to look at: a drawing in a notebook, text in a terminal; what grew stands beside its layer.
+
+        Shapes, FLOPs and the order of layers are those of the last call in evaluation mode; before any call only the
+        layers that can grow are known.
+
+        Example:
+            >>> import esper, torch
+            >>> print(esper.wrap(torch.nn.Linear(3, 2), example_inputs=torch.zeros(1, 3)).show())
+            Linear: 8 parameters
+              (root)                       Linear             3 → 2                               8  14 FLOPs
+        """
+        from esper.jax_backend.description import description
+
+        return Shown(description(self))
 
     def late_constants(self) -> dict[str, jax.Array]:
         """What the captures turned out to close over besides `constants`."""

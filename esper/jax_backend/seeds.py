@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float32, Int32, UInt8, UInt32
 
+from esper.jax_backend.interchange import is_traced
 from esper.lifecycle import BLENDED, SeedLifecycleState
 
 
@@ -36,6 +37,15 @@ class SeedState(struct.PyTreeNode):
     error_count: Int32[Array, "layers seeds"]
     origin: Float32[Array, "layers seeds"]
     target: Float32[Array, "layers seeds"]
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """How a notebook shows the state: what was never measured in words, since means of nothing warn."""
+        from treescope import repr_lib
+
+        fields: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if not is_traced(self.health) and bool(jnp.isnan(self.health).all()):
+            fields["health"] = "not measured"
+        return repr_lib.render_object_constructor(type(self), fields, path, subtree_renderer)
 
     @classmethod
     def dormant(cls, layers: int, seeds_per_layer: int) -> SeedState:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -14,6 +15,9 @@ import numpy as np
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.remat import Remat
 from esper.program import GRAFT, Captured, Growth, LayerSite, Program, Recipe, Signature, TensorType, Twin
+
+if TYPE_CHECKING:  # an artifact is taken out of a model, and a model has a structure
+    from esper.jax_backend.artifact import KernelArtifact
 
 
 class Exporter(Protocol):
@@ -156,6 +160,15 @@ class ModuleSource(Protocol):
         """The blueprints that came along as plain data; where they are made as they are asked for, none."""
         ...
 
+    @property
+    def learns(self) -> bool:
+        """Whether kernels can be built here by a recipe that came as plain data."""
+        ...
+
+    def learn(self, recipe: Recipe) -> None:
+        """Takes a recipe among those that kernels are built by."""
+        ...
+
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints for layers of this kind."""
         ...
@@ -163,6 +176,18 @@ class ModuleSource(Protocol):
 
 KernelSource = ModuleSource | NativeKernel
 """What runs a kernel: its Programs, or itself."""
+
+
+class Supply(Protocol):
+    """Where trained kernels are had from that are not in a model's cache; `esper.library` answers."""
+
+    def get(self, digest: str) -> KernelArtifact:
+        """The artifact of a digest, or of the one digest that begins so."""
+        ...
+
+    def fetch(self, digest: str) -> Future[KernelArtifact]:
+        """The same, in the background."""
+        ...
 
 
 class Placement(Protocol):
@@ -221,6 +246,7 @@ class Structure:
         seeds_per_layer: Seeds of each layer.
         cache: Trained kernels kept on the device, by content; one for a wrapped model and all that it becomes. It
             changes how soon a kernel is found and never what is computed, so it takes no part in equality.
+        library: Where kernels come from that are not in the cache; None: nowhere. No part of equality, as the cache.
         shadow: Whether this is the isolation pass, which moves no buffers.
         placement: Where the arrays lie on several devices; None: on one.
         remat: The blocks whose insides a backward computes again; None: it keeps them all.
@@ -236,6 +262,7 @@ class Structure:
     placement: Placement | None = None
     remat: Remat | None = None
     share_blocks: bool = True
+    library: Supply | None = field(default=None, repr=False)
 
     def row(self, layer: str) -> int:
         """The layer's row in the seed state."""
@@ -248,8 +275,8 @@ class Structure:
         return replace(site, input=shapes[0], output=shapes[1]) if shapes else site
 
     def __eq__(self, other: object) -> bool:
-        # The source is its module's identity: two wraps are two structures, whatever they hold. The cache is one's own
-        # too, and no part of what is computed.
+        # The source is its module's identity: two wraps are two structures, whatever they hold. Cache and library are
+        # one's own too, and no part of what is computed.
         if self is other:
             return True
         return (

@@ -96,6 +96,33 @@ def read_folder(path: Path, kind: str) -> dict[str, memoryview]:
     raise StateError(f"{path} changes all the time: it was written {_ATTEMPTS} times while it was read")
 
 
+def write_file(file: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all, and stays whatever happens to the machine.
+
+    Raises:
+        OSError: It cannot be written; what was there is as it was.
+    """
+    make_folders(file.parent)
+    temporary = _temporary(file.parent)
+    try:
+        with temporary.open("xb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(temporary, file)
+        _sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folders(path: Path) -> None:
+    """Makes a folder, and those that it is in, which are there to stay."""
+    if not path.is_dir():
+        make_folders(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
 def is_whole(path: Path) -> bool:
     """Whether a folder has a manifest; all that it names was there before it."""
     return (path / MANIFEST).is_file()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,16 @@ _CONTAINERS: dict[type, str] = {tuple: "", list: "list", frozenset: "set", dict:
 def table(*classes: type) -> dict[str, type]:
     """The classes by name, that of their module before it: there are several kinds of memory."""
     return {_name(cls): cls for cls in classes}
+
+
+def held_classes(value: Any) -> dict[str, type]:
+    """The classes of the frozen data that a value is, and of those in its fields."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {}
+    found = table(type(value))
+    for own in dataclasses.fields(value):
+        found |= held_classes(getattr(value, own.name))
+    return found
 
 
 def _name(cls: type) -> str:
@@ -102,9 +112,11 @@ class Writer:
 
 
 class Reader:
-    """Puts together what a `Writer` took apart."""
+    """Puts together what a `Writer` took apart; of some kinds only, if they are named."""
 
-    def __init__(self, classes: Classes, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, classes: Classes, arrays: Mapping[str, np.ndarray], kinds: Collection[str] | None = None
+    ) -> None:
         self._classes, self._arrays = classes, arrays
         self._readers: dict[str, Callable[[Any], Any]] = {
             "enum": lambda held: self._cls(held[0], Enum)(held[1]),
@@ -120,6 +132,8 @@ class Reader:
             "scalar": lambda name: self._arrays[name][()],
             "data": self._data,
         }
+        if kinds is not None:
+            self._readers = {kind: self._readers[kind] for kind in kinds}
 
     def value(self, held: Any) -> Any:
         """The value that a piece of JSON stands for.

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from esper.errors import CorruptFileError, DTypeError
 from esper.persistence import MALFORMED
@@ -61,16 +61,47 @@ def write_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         DTypeError: An array of a dtype that has no name in a file.
     """
+    bare, metadata = _bare(arrays)
+    try:
+        save_file(bare, file, metadata=metadata or None)
+    except SafetensorError as error:  # what the system said is in its text only
+        raise OSError(str(error)) from error
+
+
+def tensor_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """What `write_tensors` writes, with text of one's own beside the arrays.
+
+    Raises:
+        DTypeError: An array of a dtype that has no name in a file.
+    """
+    bare, own = _bare(arrays)
+    return save(bare, metadata={**own, **metadata})
+
+
+def read_metadata(data: memoryview, where: str) -> dict[str, str]:
+    """The text beside the arrays of a file, by name.
+
+    Raises:
+        CorruptFileError: It is no such file.
+    """
+    try:
+        found = _split(data)[0].get("__metadata__", {})
+        if not all(isinstance(value, str) for value in found.values()):
+            raise TypeError("its metadata are no text")
+        return found
+    except MALFORMED as error:
+        raise CorruptFileError(f"{where} is no safetensors file: {error}") from None
+
+
+def _bare(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays as safetensors takes them, and what is to be noted of those that it has no dtype for."""
     bare: dict[str, Any] = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     others = {name: array.dtype.name for name, array in bare.items() if array.dtype not in _OWN.values()}
     for name, dtype in others.items():
         if dtype not in _AS_BYTES:
             raise DTypeError(f"{name} is of {dtype}, which cannot be written to a file")
         bare[name] = bare[name].reshape(-1).view(np.uint8).reshape(*bare[name].shape, -1)
-    try:
-        save_file(bare, file, metadata={_METADATA: json.dumps(others)} if others else None)
-    except SafetensorError as error:  # what the system said is in its text only
-        raise OSError(str(error)) from error
+    return bare, {_METADATA: json.dumps(others)} if others else {}
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from esper.saving.source import SavedSource
 from esper.saving.write import KIND, PROGRAM_CLASSES
 
 if TYPE_CHECKING:
+    from esper.library import Library
     from esper.torch_frontend.hosted import Module
 
 _CONSTANTS = "constants/"
@@ -46,7 +47,9 @@ class _Content:
     rest: Arrays
 
 
-def load(path: str | os.PathLike[str], *, module: Module | None = None, state: Any = None) -> Any:
+def load(
+    path: str | os.PathLike[str], *, module: Module | None = None, state: Any = None, library: Library | None = None
+) -> Any:
     """A model from a folder that `esper.save` has written.
 
     Every byte is checked against the manifest first, and nothing of a file is executed. Without `module` neither torch
@@ -60,6 +63,7 @@ def load(path: str | os.PathLike[str], *, module: Module | None = None, state: A
         state: What tells the form of the `state` that was saved: a pytree like it, or a function of the loaded model
             that gives one, such as `lambda model: {"opt_state": tx.init(model.params), "key": key, "step": 0}`. Its
             values do not matter.
+        library: Where kernels are loaded from that the model's cache does not hold, as for `esper.wrap`.
 
     Returns:
         The model; with `state`, the model and what was saved.
@@ -81,6 +85,7 @@ def load(path: str | os.PathLike[str], *, module: Module | None = None, state: A
         check_wide(content.model)
         empty = _empty(content) if module is None else _wrapped(content, module)
         model = restored(empty, content.model, content.host, content.rest)
+        model = model.replace(structure=replace(model.structure, library=library))
     if state is None:
         return model
     like = state(model) if callable(state) else state

@@ -10,9 +10,9 @@ from esper.errors import ArgumentError, SeedError, TraceError, UnknownBlueprintE
 from esper.growth.plans import DEFAULTS, sized
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import NativeKernel
-from esper.program import GRAFT, Captured, LayerSite, Program, Recipe, TensorType
+from esper.program import Captured, LayerSite, Recipe, TensorType
+from esper.program.feeding import fed_to
 from esper.program.recipe import alike
-from esper.program.sizes import value
 
 Wanted = str | tuple[str, Mapping[str, Any]]
 """A blueprint, or a blueprint and its options."""
@@ -40,7 +40,7 @@ def recipes(model: MorphableModel, captures: Sequence[Captured], blueprints: Blu
     source, found = model.structure.source, _Found()
     sites = [model.structure.site(site.name) for site in model.structure.sites]
     # One recipe serves all layers that are alike, so it has the calls of all of them.
-    calls = {site.name: list(_fed(captures, site.name)) for site in sites}
+    calls = {site.name: list(fed_to(captures, site.name)) for site in sites}
     fed = {site.name: [pair for other in sites if alike(site, other) for pair in calls[other.name]] for site in sites}
     for recipe in source.recipes:
         found.add(recipe)
@@ -122,22 +122,3 @@ def _offered(model: MorphableModel, site: LayerSite, blueprints: Blueprints) -> 
             yield default, sized(model.structure.source, site, default, TamiyoSettings().rank)
     except _REFUSALS:
         return  # it does not fit this layer, at any size
-
-
-def _fed(captures: Sequence[Captured], layer: str) -> Iterator[tuple[TensorType, TensorType]]:
-    """What a layer takes and gives in each of the calls, at the sizes that were seen."""
-    for signature, program in captures:
-        yield from _fed_in(program, layer, program.bind(signature.shapes))
-
-
-def _fed_in(program: Program, layer: str, bound: Mapping[str, int]) -> Iterator[tuple[TensorType, TensorType]]:
-    for node in program.nodes:
-        if node.op == GRAFT and node.args[2] == layer:
-            output, input = (program.types[ref.name] for ref in node.args[:2])
-            yield _fixed(input, bound), _fixed(output, bound)
-        for body in node.bodies():
-            yield from _fed_in(body, layer, bound)
-
-
-def _fixed(kind: TensorType, bound: Mapping[str, int]) -> TensorType:
-    return TensorType(tuple(size if isinstance(size, int) else value(size, bound) for size in kind.shape), kind.dtype)

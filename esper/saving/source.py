@@ -177,6 +177,15 @@ class SavedSource:
         """The recipe that came with the model; as `sprout`."""
         return self._recipe(blueprint, site, options, gated)
 
+    @property
+    def learns(self) -> bool:
+        """Kernels can be built by recipes that come later."""
+        return True
+
+    def learn(self, recipe: Recipe) -> None:
+        """Takes a recipe that came with a kernel; it goes along when the model is saved."""
+        self.recipes = (*self.recipes, recipe)
+
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints that came with the model for layers of this kind."""
         return tuple(dict.fromkeys(recipe.blueprint for recipe in self.recipes if recipe.site.kind == kind))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from esper.errors import RefusedError, TraceError, WrapError
+from esper.errors import RefusedError, TraceError, UnknownBlueprintError, WrapError
 from esper.program import BindError, Captured, Growth, LayerSite, Program, Recipe, Signature, Static, TensorType
 from esper.torch_frontend import capture, checkpoints, program_cache, recipes
 from esper.torch_frontend.arrays import borrow, exportable, lend, to_torch
@@ -151,6 +151,18 @@ class TorchSource:
     def recipes(self) -> tuple[Recipe, ...]:
         """None: recipes are made as they are asked for."""
         return ()
+
+    @property
+    def learns(self) -> bool:
+        """A kernel must be a module of torch's here, so that it can be unwrapped."""
+        return False
+
+    def learn(self, recipe: Recipe) -> None:
+        """Refused: a recipe as plain data builds no module of torch's."""
+        raise UnknownBlueprintError(
+            f"no blueprint {recipe.blueprint!r} is registered here for a {recipe.site.kind}, and a kernel beside a "
+            "layer of torch's needs it: import the module that registers it"
+        )
 
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints for layers of this kind."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from esper.growth.birth import DoNotGerminate, Newborn
-from esper.growth.policy import Action, Asks, Germinate, Hold, SetAlpha, Transition
+from esper.growth.birth import DoNotGerminate
+from esper.growth.policy import ARRIVING, Action, Asks, Germinate, Hold, Load, Note, SetAlpha, Transition
 from esper.growth.rows import is_served
 from esper.growth.shapley import EXACT
+from esper.jax_backend.artifact import KernelArtifact
 from esper.jax_backend.model import MorphableModel
-from esper.train.change import Steps
+from esper.train.change import Arrival, Missing, Steps
 from esper.train.checkpoint import Checkpoint
 from esper.train.compiles import CompileCounter, Compiles
 from esper.train.history import Figures, Record
@@ -83,7 +84,7 @@ class Books:
     def changed(self, steps: Steps, compiles: Compiles, waited: float, run: Run) -> None:
         """Notes a change of structure that was made; what it compiled is its germination's, else its first action's."""
         self._clock += waited
-        heir = next((at for at, (action, _) in enumerate(steps) if isinstance(action, Germinate)), 0)
+        heir = next((at for at, (action, _) in enumerate(steps) if isinstance(action, ARRIVING)), 0)
         for place, (action, newborn) in enumerate(steps):
             record = _born(record_of(action, run.done), newborn)
             if place == heir:
@@ -180,9 +181,11 @@ def _coalitions(kernels: int) -> int:
     return min(2**kernels, _ORDERS * (kernels - 1) + 2)
 
 
-def _born(record: Record, newborn: Newborn | DoNotGerminate | None) -> Record:
-    """The record with what an initialiser said; of one that found no kernel worth having, "declined"."""
-    report = None if newborn is None else newborn.report
+def _born(record: Record, newborn: Arrival) -> Record:
+    """The record with what an initialiser said; where no kernel is worth having or to be had, "declined"."""
+    if isinstance(newborn, Missing):
+        return replace(record, event="declined", reason=newborn.reason)
+    report = None if newborn is None or isinstance(newborn, KernelArtifact) else newborn.report
     if report is None:
         return record
     said: Figures = {"init": report.initialiser, "init_gain": report.gain, "init_scale": report.scale}
@@ -200,10 +203,14 @@ def record_of(action: Action, step: int) -> Record:
     match action:
         case Hold(reason):
             return Record(step, "hold", reason)
+        case Note(event, reason, waited):
+            return Record(step, event, reason, waited=round(waited, 4))
         case Transition(layer, seed, to, reason):
             return Record(step, to.name.lower(), reason, layer, seed)
         case SetAlpha(layer, seed, alpha, reason):
             return Record(step, "alpha", reason, layer, seed, {"alpha": alpha})
         case Germinate(layer, seed, blueprint, options, reason):
             return Record(step, "germinate", reason, layer, seed, {"blueprint": blueprint, **dict(options)})
+        case Load(layer, seed, artifact, reason, blueprint):
+            return Record(step, "load", reason, layer, seed, {"blueprint": blueprint, "artifact": artifact})
     return Record(step, "remove", action.reason, action.layer, action.seed)

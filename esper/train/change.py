@@ -15,14 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esper.errors import SeedError
+from esper.errors import LibraryError, SeedError, UnknownBlueprintError
 from esper.growth.birth import DoNotGerminate, Init, Initialised, Newborn, Report
 from esper.growth.initialisers import initialiser
 from esper.growth.line_search import Trial
-from esper.growth.policy import STRUCTURAL, Action, Germinate, Place, act
+from esper.growth.loading import load_kernel
+from esper.growth.policy import ARRIVING, STRUCTURAL, Action, Germinate, Load, Place, act
 from esper.growth.statistics import Statistics, layer_statistics
 from esper.growth.verbs import conceive, enter, transition
+from esper.jax_backend.artifact import KernelArtifact
 from esper.jax_backend.devices import mesh_of
+from esper.jax_backend.loading import found
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.source import Kernel
 from esper.lifecycle import SeedLifecycleState
@@ -35,7 +38,17 @@ from esper.train.unobtrusive import unobtrusive
 Compile = Callable[[TrainState], None]
 """Compiles all that will run on a training state of this structure; runs nothing of it."""
 
-Steps = Sequence[tuple[Action, "Newborn | DoNotGerminate | None"]]
+
+@dataclass(frozen=True)
+class Missing:
+    """A kernel that could not be had from the library, or does not fit: training goes on without it."""
+
+    reason: str
+
+
+Arrival = Newborn | DoNotGerminate | KernelArtifact | Missing | None
+"""What an action brings: a new kernel or none worth having; a trained one or none to be had; None: no kernel."""
+Steps = Sequence[tuple[Action, Arrival]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +123,10 @@ def split(actions: Sequence[Action]) -> tuple[tuple[Action, ...], tuple[Action, 
 
 
 def announced(state: TrainState, change: Change) -> TrainState:
-    """The state with the seeds that will germinate LOADING, where they are free by now."""
+    """The state with the seeds that kernels will enter LOADING, where they are free by now."""
     model = state.model
     for action in change.actions:
-        if isinstance(action, Germinate):
+        if isinstance(action, ARRIVING):
             row = model.structure.row(action.layer)
             if int(model.seeds.lifecycle[row, action.seed]) == int(SeedLifecycleState.DORMANT):
                 model = transition(model, layer=action.layer, seed=action.seed, to=SeedLifecycleState.LOADING)
@@ -132,7 +145,7 @@ def withdrawn(model: MorphableModel, only: Place | None = None) -> MorphableMode
 
 def told(change: Change) -> str:
     """What the change is, in a sentence."""
-    named = [f"{a.blueprint} at {a.layer or '(root)'}[{a.seed}]" for a in change.actions if isinstance(a, Germinate)]
+    named = [f"{a.blueprint} at {a.layer or '(root)'}[{a.seed}]" for a in change.actions if isinstance(a, ARRIVING)]
     what = f"new kernels: {', '.join(named)}" if named else "kernels that were culled go"
     when = "as soon as it is compiled" if change.due is None else f"at step {change.due}"
     return f"{what}; made {when}"
@@ -140,9 +153,11 @@ def told(change: Change) -> str:
 
 def planned(state: TrainState, change: Change, evidence: Evidence) -> tuple[TrainState, Steps]:
     """The state after the change, and its steps with the kernels that were conceived on the way."""
-    steps: list[tuple[Action, Newborn | DoNotGerminate | None]] = []
+    steps: list[tuple[Action, Arrival]] = []
     for place, action in enumerate(change.actions):
-        newborn = None
+        newborn: Arrival = None
+        if isinstance(action, Load):
+            newborn = _had(state, action, change.key)
         if isinstance(action, Germinate):
             newborn = conceive(
                 state.model,
@@ -159,6 +174,16 @@ def planned(state: TrainState, change: Change, evidence: Evidence) -> tuple[Trai
     return state, steps
 
 
+def _had(state: TrainState, action: Load, key: jax.Array) -> KernelArtifact | Missing:
+    """The kernel to load, if it can be had and fits: what is wrong with a library must not stop a run."""
+    try:
+        artifact = found(state.model.structure, action.artifact, f"layer {action.layer!r}, seed {action.seed}")
+        _done(state, action, artifact, key)
+        return artifact
+    except (LibraryError, SeedError, UnknownBlueprintError) as error:
+        return Missing(str(error))
+
+
 def made(state: TrainState, steps: Steps, key: jax.Array) -> TrainState:
     """The state after a change that was planned on an earlier state of the same structure."""
     for action, newborn in steps:
@@ -166,11 +191,14 @@ def made(state: TrainState, steps: Steps, key: jax.Array) -> TrainState:
     return state
 
 
-def _done(state: TrainState, action: Action, newborn: Newborn | DoNotGerminate | None, key: jax.Array) -> TrainState:
-    if isinstance(newborn, DoNotGerminate) and isinstance(action, Germinate):
+def _done(state: TrainState, action: Action, newborn: Arrival, key: jax.Array) -> TrainState:
+    if isinstance(newborn, DoNotGerminate | Missing) and isinstance(action, ARRIVING):
         return replace(state, model=withdrawn(state.model, (action.layer, action.seed)))
     if isinstance(newborn, Newborn):
         model, opt_state = enter(state.model, state.opt_state, newborn)
+    elif isinstance(newborn, KernelArtifact) and isinstance(action, Load):
+        at = {"layer": action.layer, "seed": action.seed}
+        model, opt_state = load_kernel(state.model, state.opt_state, **at, artifact=newborn)
     else:
         model, opt_state = act(state.model, state.opt_state, action, key=key)
     return replace(state, model=model, opt_state=opt_state)

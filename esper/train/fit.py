@@ -16,12 +16,13 @@ from typing import Any
 import jax
 
 from esper.configs import TamiyoSettings
-from esper.errors import ArgumentError
+from esper.errors import ArgumentError, ArtifactError, LibraryError
 from esper.growth.credit import Gain
 from esper.growth.kernel_states import Optimizer
 from esper.growth.plans import plans
-from esper.growth.policy import Policy
+from esper.growth.policy import Plan, Policy
 from esper.growth.schedule import schedule
+from esper.growth.shelf import with_drawn
 from esper.growth.tamiyo import Tamiyo
 from esper.growth.verbs import cull
 from esper.jax_backend.devices import is_spread
@@ -33,7 +34,7 @@ from esper.train.change import withdrawn
 from esper.train.checkpoint import Checkpoint
 from esper.train.compiles import counting_compiles
 from esper.train.governor import Governor
-from esper.train.history import Record
+from esper.train.history import Figures, Record
 from esper.train.keeping import Checkpoints, Keeper, newest
 from esper.train.ledger import Ledger
 from esper.train.objective import Criterion, Objective, OnTargets, objective
@@ -45,6 +46,7 @@ from esper.train.step import Learner, with_kernels
 from esper.train.stopping import EarlyStopping
 from esper.train.stored import read
 from esper.train.stream import Epochs, Shuffled, Stream, held_out, is_examples, own
+from esper.train.updates import Updates
 
 Metrics = Mapping[str, Criterion]
 """By name, functions whose mean is reported: of (outputs, targets), or, beside an Objective, of (outputs, batch)."""
@@ -99,6 +101,8 @@ def fit(
     name: str = "growth",
     checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
     resume: str | os.PathLike[str] | Checkpoint | None = None,
+    updates: str | os.PathLike[str] | None = None,
+    draw: int = 0,
 ) -> FitResult:
     """Trains a model, and grows it where a policy says so.
 
@@ -130,6 +134,9 @@ def fit(
             run loses that is killed is what it has done since the last evaluation that is kept. None: nowhere.
         resume: A checkpoint of the same run, with the same other arguments but `steps`: goes on from there. Or the
             folder of one, or that of `checkpoints`, whose newest it is; without any, the run begins.
+        updates: A folder of the run's own in which `esper config set` asks for changes of settings; None: nobody can.
+        draw: How many kernels of the model's library are tried beside one layer, the best first, before new ones
+            germinate there. A library that cannot be read is a record, and training goes on without it.
 
     Returns:
         The trained model, and all about how it came to be.
@@ -156,6 +163,9 @@ def fit(
             "swap='ready' changes the model when its compile is done, which is another step in every process: give "
             "swap='evaluation' or a number of steps"
         )
+    if updates is not None and jax.process_count() > 1:
+        raise ArgumentError("updates: several processes would meet a change at different steps; begin another run")
+    asked = None if updates is None else Updates(updates, resumed=resume is not None)
     source = model.structure.source
     shuffled = is_examples(data)
     epochs: Epochs = (
@@ -181,6 +191,8 @@ def fit(
         _check_batch(minimised, model, stream.peek(), held)
         # What its captures close over: an argument of every step, where it was a part of each.
         model = model.replace(constants={**constants(source), **model.constants})
+        planned = plans(model, growth.blueprints, growth.rank, growth.blend, growth.init) if chosen else {}
+        planned, said = _drawn(model, planned, draw)
         course = Course(
             learner=learner,
             steps=steps,
@@ -188,11 +200,12 @@ def fit(
             swap=_swap(growth, every),
             metrics=_metrics(metrics, minimised),
             policy=chosen,
-            plans=plans(model, growth.blueprints, growth.rank, growth.blend, growth.init) if chosen else {},
+            plans=planned,
             rank=growth.rank,
             governor=governor,
             stopping=early_stopping,
             on_step=lambda run: (tick(), on_step(run))[1],
+            updates=asked,
         )
         books = Books(counter, learner, name, (*callbacks, *([keeper] if keeper else [])), resume)
         state = learner.resumed(replace(resume.state, model=model)) if resume else learner.begin(model, key)
@@ -203,8 +216,13 @@ def fit(
         books.sized(run.done, state.model)
         if course.plans:
             rehearse(model, course.plans)
+        if said:
+            books.note(Record(run.done, "library", said), run)
         began = Record(resume.done, "resume") if resume else Record(0, "start")
-        books.note(replace(began, reason="small operations compiled"), run)
+        course_figures: Figures = {"steps": steps, "every": every}
+        if chosen:
+            course_figures |= {"blend_steps": growth.blend_steps, "schedule": growth.schedule}
+        books.note(replace(began, reason="small operations compiled", figures=course_figures), run)
         if resume:
             run.resume(resume)
         run.go()
@@ -212,6 +230,21 @@ def fit(
             keeper.keep(run)
             keeper.close()
         return _finished(run, minimised, held)
+
+
+def _drawn(
+    model: MorphableModel, planned: Mapping[str, tuple[Plan, ...]], draw: int
+) -> tuple[Mapping[str, tuple[Plan, ...]], str]:
+    """The plans with those that the model's library has; and what is to be said of that."""
+    library: Any = model.structure.library
+    if not draw or library is None or not planned:
+        return planned, ""
+    try:
+        found = with_drawn(model, library, planned, draw)
+    except (ArtifactError, LibraryError) as error:
+        return planned, f"nothing is drawn from the library: {error}"
+    count = sum(bool(plan.artifact) for plans in found.values() for plan in plans)
+    return found, f"{count} validated kernels of the library fit, and are tried before new ones germinate"
 
 
 def _finished(run: Run, minimised: Objective, held: Any) -> FitResult:

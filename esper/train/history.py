@@ -1,4 +1,7 @@
-"""What happened in a run, one typed record an event, kept as JSON lines."""
+"""What happened in a run, one typed record an event, kept as JSON lines.
+
+Telemetry writes the same lines while the run goes on, with an envelope besides: `esper.telemetry.read` has it too.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,12 @@ class Record:
     Attributes:
         step: Training steps done when it happened.
         event: "start", "resume", "evaluate", "score", "prepare" (a change of structure is decided and being compiled),
-            "germinate", "declined" (its initialiser found no kernel worth having), "training", "grafting", "active",
+            "germinate", "load" (a trained kernel arrived from the library), "declined" (its initialiser
+            found no kernel worth having, or the library had none that fits), "training", "grafting", "active",
             "fossilized", "culled", "error_recovery", "dormant", "remove", "alpha", "hold", "shape" (batches of another
-            shape), "watch", "rollback", "give_up" or "end".
+            shape), "library" (what became of drawing from it, or of publishing), "remote" (who decides, where another
+            process may), "rejected" (a message or an action from outside that is not heeded), "update" (a setting
+            changed, with `field`, `old` and `new`), "update_refused", "watch", "rollback", "give_up" or "end".
         reason: Why, in a sentence with the figures that were observed; for evaluations empty.
         layer: The layer it happened to, if it was one.
         seed: Which of its seeds.
@@ -58,11 +64,14 @@ class Record:
 def read(path: str | Path) -> list[Record]:
     """The records of a `history.jsonl`.
 
+    What telemetry adds to a line is left out, and so is a last line that was cut short.
+
     Raises:
         ArgumentError: A line is no record; the message has its number.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    *lines, _ = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(json.loads(line)))
         except (ValueError, TypeError) as error:
@@ -76,11 +85,12 @@ def write(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def _record(plain: Any) -> Record:
-    known = {found.name for found in fields(Record)}
-    if not isinstance(plain, dict) or not plain.keys() <= known:
-        raise TypeError(f"an object with some of {sorted(known)} is expected")
+    needed = {"step", "event"}
+    if not isinstance(plain, dict) or not plain.keys() >= needed:
+        raise TypeError(f"an object with {sorted(needed)} is expected")
+    known = {found.name: plain[found.name] for found in fields(Record) if found.name in plain}
     figures = {name: math.nan if value is None else value for name, value in plain.get("figures", {}).items()}
-    return Record(**{**plain, "figures": figures, "programs": tuple(plain.get("programs", ()))})
+    return Record(**{**known, "figures": figures, "programs": tuple(plain.get("programs", ()))})
 
 
 def _sayable(value: float | int | str) -> float | int | str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -83,6 +84,8 @@ def grow(
     name: str = "growth",
     watch: Watch = lambda step: None,
     listen: Listen = lambda record: None,
+    updates: str | os.PathLike[str] | None = None,
+    draw: int = 0,
 ) -> Result:
     """Trains a classifier, growing it as the policy says.
 
@@ -95,6 +98,8 @@ def grow(
         name: Of the run, in its records.
         watch: Told every step's number, without waiting for the step.
         listen: Told every record as it is made.
+        updates: A folder in which changes of settings are asked for.
+        draw: How many kernels of the model's library are tried beside one layer (as for `esper.fit`).
 
     Returns:
         The trained model and what happened.
@@ -121,12 +126,14 @@ def grow(
         batch_size=training.batch_size,
         validation=(data.validation.inputs, data.validation.labels),
         every=training.eval_every,
-        metrics=dict(METRICS),
+        metrics={"accuracy": accuracy},  # `fit` gives it the targets, as OBJECTIVE's criterion gets them
         growth=tamiyo,
         policy=policy,
         callbacks=[told],
         on_step=lambda run: watch(run.done),
         name=name,
+        updates=updates,
+        draw=draw,
     )
     return _scored(result, scores, name, listen)
 
@@ -158,6 +165,7 @@ class _Scores:
         score = Score(label, step, float(np.mean(found.losses)), right, len(self.data.test), parameters)
         self.taken[label] = score
         figures = {"test_loss": score.loss, "test_accuracy": score.accuracy, "parameters": parameters}
+        figures["examples"] = score.examples
         return Record(step, "score", label, figures=figures)
 
 

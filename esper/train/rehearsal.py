@@ -28,10 +28,11 @@ def rehearse(model: MorphableModel, plans: Mapping[str, Sequence[Plan]]) -> None
             of any other.
     """
     states = np.asarray(model.seeds.lifecycle)
-    free = [layer for layer in plans if states[model.structure.row(layer), 0] == int(S.DORMANT)]
+    new = {layer: [plan for plan in held if not plan.artifact] for layer, held in plans.items()}
+    free = [layer for layer, held in new.items() if held and states[model.structure.row(layer), 0] == int(S.DORMANT)]
     if not free:
         return
-    layer, plan = free[0], plans[free[0]][0]
+    layer, plan = free[0], new[free[0]][0]
     key = jax.random.fold_in(jax.random.key(0), 0)
     options = dict(plan.options)
     recipe = {"blueprint": plan.blueprint, "options": options, "blend": plan.blend}

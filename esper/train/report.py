@@ -14,6 +14,7 @@ from esper.train.loop import Result, Score
 
 STORY = (
     "germinate",
+    "load",
     "grafting",
     "active",
     "fossilized",
@@ -21,6 +22,7 @@ STORY = (
     "error_recovery",
     "alpha",
     "hold",
+    "library",
     "rollback",
     "give_up",
 )

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from esper.configs import changes as configs
+from esper.errors import EsperError
 from esper.growth.credit import paired_losses
-from esper.growth.policy import Observation, Plan, Policy, act, asked
+from esper.growth.policy import Observation, Plan, Policy, act, asked, forgives
 from esper.jax_backend.devices import fetched
 from esper.jax_backend.model import MorphableModel
 from esper.lifecycle import SeedLifecycleState as S
@@ -28,6 +30,7 @@ from esper.train.observe import measured, observed, with_health, with_measuremen
 from esper.train.step import Learner, Measured, Metric, TrainState, copied, evaluate, train_step
 from esper.train.stopping import EarlyStopping
 from esper.train.stream import Stream
+from esper.train.updates import Updates, again, changed, met
 
 OnStep = Callable[["Run"], None]
 """Told every step, without waiting for it."""
@@ -40,7 +43,7 @@ _GERMINATION, _CREDIT, _RETRY = 2**31, 2**31 + 1, 2**31 + 2
 
 @dataclass(frozen=True)
 class Course:
-    """What a run is to do; nothing of it changes.
+    """What a run is to do; a change that is asked for on the way makes another one.
 
     Attributes:
         learner: How to learn.
@@ -54,6 +57,7 @@ class Course:
         governor: What judges the run's health; None: nobody.
         stopping: When to stop early.
         on_step: Told every step.
+        updates: What is asked of the run from outside; None: nothing.
     """
 
     learner: Learner
@@ -67,6 +71,7 @@ class Course:
     governor: Governor | None = None
     stopping: EarlyStopping | None = None
     on_step: OnStep = lambda run: None
+    updates: Updates | None = None
 
 
 class Run:
@@ -91,6 +96,7 @@ class Run:
         self._ahead = Ahead(state.step)
         self._recent: list[Any] = []
         self._undecided: Observation | None = None
+        self._asked: list[configs.Change] = []
         self.books = books
         self.done, self.stopped = 0, ""
         self.losses: list[float] = []
@@ -113,6 +119,16 @@ class Run:
     def stop(self, reason: str) -> None:
         """Ends the run at the next step boundary."""
         self.stopped = self.stopped or reason
+
+    def update(self, field: str, value: Any) -> None:
+        """Changes a setting at the next evaluation, before anything is decided there; `CHANGEABLE` lists them.
+
+        Raises:
+            ConfigError: The field may not change in a run, or the value is refused.
+        """
+        asked = configs.change(field, value)
+        changed(self._course, asked, self.done)  # so that what cannot be done is said here
+        self._asked.append(asked)
 
     def checkpoint(self) -> Checkpoint:
         """The run as it is, in arrays of its own.
@@ -138,6 +154,7 @@ class Run:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes to where the checkpoint is; the stream and the state are there already."""
         self.done, self.losses = checkpoint.done, list(checkpoint.losses)
+        self._course = again(self._course, checkpoint.records)
         self._memory, self._guard = copy.deepcopy(checkpoint.memory), checkpoint.guard
         self._recent = list(checkpoint.recent)
         here = SoundPoint(copied(self._state), self.done, len(self.losses), self.books.ledger)
@@ -151,13 +168,18 @@ class Run:
 
     def go(self) -> None:
         """Runs until the last step, or until it is stopped."""
-        course = self._course
-        if course.governor and self._sound is None:
-            self._begin_guard(course.governor)
-        while self.done < course.steps and not self.stopped:
+        if self._course.updates:
+            self._course.updates.begin(self.done, self.books.records)
+        if self._course.governor and self._sound is None:
+            self._begin_guard(self._course.governor)
+        while self.done < self._course.steps and not self.stopped:
+            course = self._course
             self._advance(min(course.every - self.done % course.every, course.steps - self.done))
             if self._since:
+                self._update()
                 self._evaluate()
+        if self._course.updates:
+            self._course.updates.end(self.done)
 
     def close(self) -> None:
         """Waits for threads that still prepare something: none outlives the run."""
@@ -184,6 +206,19 @@ class Run:
 
     # ---- evaluations ----------------------------------------------------------------------------------------
 
+    def _update(self) -> None:
+        """Makes the changes that were asked for, in time for what is decided now."""
+        asked, self._asked = self._asked, []
+        for wish in asked:
+            self._course, record = changed(self._course, wish, self.done)
+            self.books.note(record, self)
+        if self._course.updates is None:
+            return
+        evaluations = sum(record.event in ("evaluate", "rollback") for record in self.books.records)
+        for request in self._course.updates.due(evaluations, self.done):
+            self._course, record = met(self._course, request, self.done)
+            self.books.note(record, self)
+
     def _evaluate(self) -> None:
         train_loss = float(self._state.loss) / self._since
         self.books.account(self._state.model)
@@ -196,7 +231,7 @@ class Run:
         self._make_if_due()
         self._undecided = self._observe(train_loss, figures)
         self._state = self._state.rewound()
-        self.books.note(Record(self.done, "evaluate", figures=figures), self)
+        self.books.note(Record(self.done, "evaluate", figures=figures | untold(self._state.model, self.done)), self)
         if self._undecided is not None and not self.stopped:
             self._decide(self._undecided)
         if self._course.stopping and (reason := self._course.stopping.reason(self.losses)):
@@ -238,7 +273,11 @@ class Run:
         self._undecided = None
         at_once, deferred = changes.split(actions)
         for action in at_once:
-            model, opt_state = act(self._state.model, self._state.opt_state, action, key=self._state.key)
+            try:
+                model, opt_state = act(self._state.model, self._state.opt_state, action, key=self._state.key)
+            except EsperError as error:
+                self._reject(error)
+                continue
             self._state = replace(self._state, model=model, opt_state=opt_state)
             self.books.note(record_of(action, self.done), self)
         if deferred:
@@ -250,12 +289,24 @@ class Run:
             self._prepare(change)
             self._make_if_due()
 
+    def _reject(self, error: EsperError) -> None:
+        """Goes on without what cannot be done, if the policy is told from outside; its change is taken back."""
+        if not forgives(self._course.policy):
+            raise error
+        self._preparation = None
+        self._state = replace(self._state, model=changes.withdrawn(self._state.model))
+        self.books.note(Record(self.done, "rejected", f"impossible: {error}"), self)
+
     def _prepare(self, change: Change) -> None:
         aside = change.due is None or change.due > self.done
         self._waited = -time.perf_counter()
         preparation = Preparation(change, self.books.counter)
         evidence = Evidence(self._course.learner.objective, tuple(self._recent), self._held_out)
-        self._preparation = preparation.begin(copied(self._state), evidence, self._compile, aside=aside)
+        try:
+            self._preparation = preparation.begin(copied(self._state), evidence, self._compile, aside=aside)
+        except EsperError as error:
+            self._reject(error)
+            return
         self._waited += time.perf_counter()
         self._begun = [*(begun for begun in self._begun if not begun.ready), preparation]
 
@@ -281,7 +332,11 @@ class Run:
         self.books.account(self._state.model)
         self._preparation = None
         began = time.perf_counter()
-        self._state, steps, compiles = preparation.finish(self._state)
+        try:
+            self._state, steps, compiles = preparation.finish(self._state)
+        except EsperError as error:
+            self._reject(error)
+            return
         self.books.changed(steps, compiles, self._waited + time.perf_counter() - began, self)
 
     # ---- health ---------------------------------------------------------------------------------------------
@@ -340,6 +395,20 @@ def _figures(train_loss: float, found: Measured | None) -> Figures:
         figures["validation_loss"] = float(np.mean(found.losses))
         figures |= {f"validation_{name}": float(np.mean(values)) for name, values in found.metrics.items()}
     return figures
+
+
+def untold(model: MorphableModel, step: int) -> Figures:
+    """What happened to seeds within steps, which no event tells: alpha of those that graft, when a kernel failed.
+
+    The states have been fetched for the books already, so this waits for nothing.
+    """
+    found: Figures = {}
+    for layer, seed, state, since in _seeds(model):
+        if state is S.GRAFTING:
+            found[f"alpha {layer}[{seed}]"] = float(np.asarray(model.seeds.alpha)[model.structure.row(layer), seed])
+        elif state is S.ERROR_RECOVERY:
+            found[f"failed {layer}[{seed}]"] = step - since
+    return found
 
 
 def _seeds(model: MorphableModel) -> tuple[tuple[str, int, S, int], ...]:

@@ -20,6 +20,7 @@ from esper.growth.policy import (
     Germinate,
     Hold,
     LayerView,
+    Load,
     Observation,
     Plan,
     Policy,
@@ -34,7 +35,7 @@ from esper.lifecycle import SeedLifecycleState
 from esper.persistence import reading
 from esper.persistence.folder import read_folder, write_folder
 from esper.persistence.models import CLASSES, SavedModel, host_of, restored, saved, state_of
-from esper.persistence.plain import Classes, Reader, Writer, read_json, table, write_json
+from esper.persistence.plain import Classes, Reader, Writer, held_classes, read_json, table, write_json
 from esper.persistence.tensors import read_tensors, write_tensors
 from esper.persistence.trees import plain_tree, tree_like
 from esper.train.change import Change
@@ -49,7 +50,7 @@ KIND = "checkpoint"
 _CLASSES = CLASSES | table(
     *(Record, Ledger, Spent, GovernorMemory, TamiyoMemory, Culled, SeedLifecycleState),
     *(Observation, LayerView, SeedView, Plan, Gain, FirstOrder),
-    *(Change, Germinate, Transition, SetAlpha, Cull, Hold),
+    *(Change, Germinate, Load, Transition, SetAlpha, Cull, Hold),
 )
 
 _SUMS = ("key", "step", "loss", "pull")
@@ -198,6 +199,5 @@ def _form(learner: Learner, model: MorphableModel) -> Any:
 
 
 def _classes(policy: Policy[Any] | None) -> Classes:
-    """What may be in a file: plain data of esper's, and of the policy's own if its memory is a dataclass."""
-    memory = type(policy.start()) if policy is not None else None
-    return _CLASSES | (table(memory) if memory is not None and dataclasses.is_dataclass(memory) else {})
+    """What may be in a file: plain data of esper's, and the dataclasses that the policy's memory begins with."""
+    return _CLASSES | (held_classes(policy.start()) if policy is not None else {})

@@ -1,0 +1,91 @@
+"""Folders that are written to, room on their disks, and the files of certificates."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from esper.configs.checks.findings import Finding
+from esper.configs.config import EsperConfig
+
+SCARCE, TOO_LITTLE = 2**30, 64 * 2**20  # bytes free
+_CERTIFICATES = {
+    "database": ("ssl_root_cert", "ssl_cert", "ssl_key"),
+    "redis": ("ca_file", "cert_file", "key_file"),
+    "storage": ("ca_file",),
+}
+_KEYS = {"ssl_key", "key_file"}
+
+
+def examine(config: EsperConfig) -> list[Finding]:
+    """What is found on this machine."""
+    return [*_folders(config), *_certificates(config)]
+
+
+def _folders(config: EsperConfig) -> Iterator[Finding]:
+    yield from _folder("training.output_dir", Path(config.training_settings().output_dir))
+    library = option(config, "urza", "folder")
+    if isinstance(library, str):
+        yield from _folder("components.urza.config.folder", Path(library))
+
+
+def option(config: EsperConfig, component: str, name: str) -> object:
+    """What the file says of a component; None: nothing."""
+    given = config.components.get(component)
+    return given.config.get(name) if given is not None else None
+
+
+def _folder(subject: str, folder: Path) -> Iterator[Finding]:
+    try:
+        place = _nearest(folder.absolute())
+        if not place.is_dir():
+            yield Finding("failed", subject, f"{place} is no folder", "move it away, or name another folder")
+            return
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"esper")
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+        move = f"let this account (uid {os.geteuid()}) write there, or name another folder"
+        yield Finding("failed", subject, f"cannot write in {folder}: {problem}", move)
+        return
+    told = f"{folder} can be written to, {free / 2**30:.1f} GiB free"
+    if free < TOO_LITTLE:
+        yield Finding("failed", subject, told, "make room: a model and its checkpoints will not fit")
+    elif free < SCARCE:
+        yield Finding("warning", subject, told, "make room: checkpoints of a larger model will not fit")
+    else:
+        yield Finding("ok", subject, told)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists: where it would be made."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _certificates(config: EsperConfig) -> Iterator[Finding]:
+    for section, names in _CERTIFICATES.items():
+        for name in names:
+            given = getattr(getattr(config, section), name, None)
+            if given is not None:
+                yield _certificate(f"{section}.{name}", Path(given), name in _KEYS)
+
+
+def _certificate(subject: str, path: Path, is_key: bool) -> Finding:
+    try:
+        text = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as error:
+        problem = f"cannot read {path}: {error.strerror or type(error).__name__}"
+        return Finding("failed", subject, problem, "write the path of a PEM file that this account can read")
+    if b"-----BEGIN" not in text:
+        return Finding("failed", subject, f"{path} is no PEM file", "convert it: openssl x509 -inform der")
+    if is_key and mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IRGRP:
+        return Finding("failed", subject, f"others can read {path}", f"chmod 600 {path}: drivers refuse such a key")
+    return Finding("ok", subject, str(path))

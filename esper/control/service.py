@@ -1,0 +1,144 @@
+"""The controller's side: a policy that decides for any number of runs, each of which keeps what is remembered of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper.control.channel import KEPT, Channel
+from esper.control.exchange import DECIDE, MEASURE
+from esper.control.keys import Keys
+from esper.control.messages import CLASSES, Answer, Question, nonce, now, read, written
+from esper.control.seal import Purpose
+from esper.control.text import MEMORY, from_text, to_text
+from esper.errors import ChannelError, MessageError
+from esper.growth.memory import Culled, Memory
+from esper.growth.policy import Policy, asked
+from esper.persistence.plain import held_classes, table
+
+_LOG = logging.getLogger("esper.control")
+_PAUSE = 1.0  # seconds until a channel that does not work is tried again
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Answers questions. It remembers nothing itself, so that any of several may, and one that is restarted goes on.
+
+    Attributes:
+        policy: What decides.
+        keys: For both directions.
+        runs: Names of the runs that are served; None: every one.
+    """
+
+    policy: Policy[Any]
+    keys: Keys
+    runs: Collection[str] | None = None
+    _classes: dict[str, type] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        classes = CLASSES | table(Memory, Culled) | held_classes(self.policy.start())
+        object.__setattr__(self, "_classes", classes)
+
+    def questions(self, messages: Iterable[bytes]) -> list[tuple[Question, tuple[Purpose, Purpose]]]:
+        """The newest question of every run; the run waits for none of the others any more. What is none is logged."""
+        newest: dict[str, tuple[Question, tuple[Purpose, Purpose]]] = {}
+        rejected: Counter[str] = Counter()
+        for message in messages:
+            try:
+                question, purposes = self._read(message)
+            except MessageError as error:
+                rejected[str(error)] += 1
+                continue
+            if self.runs is None or question.run in self.runs:
+                newest[question.run] = question, purposes
+        for reason, times in rejected.items():
+            _LOG.warning("rejected, messages: %d, %s", times, reason)
+        return list(newest.values())
+
+    def answer(self, question: Question, purposes: tuple[Purpose, Purpose]) -> bytes:
+        """The policy's answer, signed.
+
+        Raises:
+            MessageError: The question cannot be understood, or the answer cannot be said.
+        """
+        memory = self._memory(question)
+        given: dict[str, Any]
+        if purposes == MEASURE:
+            given = {"asks": asked(self.policy, question.observation, memory)}
+        else:
+            actions, memory = self.policy(question.observation, memory)
+            given = {"actions": tuple(actions), "memory": to_text(memory, self._classes)}
+        about = {"run": question.run, "sequence": question.sequence, "step": question.observation.step}
+        answer = Answer(**about, to=question.nonce, nonce=nonce(), time=now(), **given)
+        _LOG.info("run %s, observation %d: %d actions", question.run, question.sequence, len(answer.actions))
+        return written(answer, purposes[1], self.keys)
+
+    def _read(self, message: bytes) -> tuple[Question, tuple[Purpose, Purpose]]:
+        try:
+            return read(message, Question, DECIDE[0], self.keys), DECIDE
+        except MessageError as error:
+            if error.kind != "signature":
+                raise
+        return read(message, Question, MEASURE[0], self.keys), MEASURE
+
+    def _memory(self, question: Question) -> Any:
+        """What is remembered of the run: what was said last, or, where that has gaps, what the run's own policy knows.
+
+        The latter only if both are policies of one kind.
+        """
+        start = self.policy.start()
+        held = from_text(question.theirs, self._classes, MEMORY) if question.theirs else start
+        if question.default and held_classes(start) and (question.missed or not question.theirs):
+            try:
+                default = from_text(question.default, self._classes, MEMORY)
+            except MessageError:
+                return held  # of another kind
+            return default if type(default) is type(start) else held
+        return held
+
+
+def serve(controller: Controller, channel: Channel, stop: threading.Event, *, poll: float = 0.5) -> None:
+    """Answers what comes until `stop` is set, which is noticed within `poll` seconds; nothing else ends it.
+
+    Args:
+        controller: What answers.
+        channel: The end whose inbox is `CONTROLLER`.
+        stop: Set from elsewhere, such as a handler of signals.
+        poll: Seconds that a message is waited for.
+    """
+    works = True
+    while not stop.is_set():
+        try:
+            messages = _arrived(channel, poll)
+            if not works:
+                _LOG.info("the channel works again")
+            works = True
+        except ChannelError as error:
+            if works:
+                _LOG.warning("%s; trying again until it works", error)
+            works = False
+            stop.wait(_PAUSE)
+            continue
+        for question, purposes in controller.questions(messages):
+            _answer(controller, channel, question, purposes)
+
+
+def _answer(controller: Controller, channel: Channel, question: Question, purposes: tuple[Purpose, Purpose]) -> None:
+    try:
+        channel.send(question.run, controller.answer(question, purposes))
+    except (ChannelError, MessageError) as error:
+        _LOG.warning("run %s, observation %d is not answered: %s", question.run, question.sequence, error)
+    except Exception:  # whatever a policy raises for one run: the others are still served
+        _LOG.exception("run %s, observation %d is not answered", question.run, question.sequence)
+
+
+def _arrived(channel: Channel, timeout: float) -> list[bytes]:
+    """What is in the inbox, after waiting for a first message."""
+    messages: list[bytes] = []
+    while len(messages) < KEPT and (message := channel.receive(0 if messages else timeout)) is not None:
+        messages.append(message)
+    return messages

@@ -1,0 +1,229 @@
+"""The connection to a catalogue: SQLite in a file, or PostgreSQL; its migrations, transactions and errors."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from esper.errors import LibraryError
+from esper.library.schema import HEAD, VERSION_TABLE
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_PATIENCE = 30  # seconds that one writer waits for another, or for a server to answer
+_LOCK = 0x65737065  # of PostgreSQL's advisory locks, "espe"
+_WRITES = "esper_writes"
+
+
+class Catalogue:
+    """A database with the catalogue's tables, of the newest schema.
+
+    Attributes:
+        place: Where it is, for messages; no credentials.
+    """
+
+    def __init__(self, engine: Engine, place: str, secrets: tuple[str, ...] = ()) -> None:
+        self.place, self._engine, self._secrets = place, engine, secrets
+        with self._speaking():
+            self._migrate()
+
+    @classmethod
+    def in_file(cls, file: Path) -> Catalogue:
+        """A catalogue in a file of its own, which is made if it is not there; several processes may share it.
+
+        Raises:
+            LibraryError: The file cannot be opened, or is no catalogue, or one of a newer esper.
+        """
+        url = URL.create("sqlite", database=str(file))
+        engine = sa.create_engine(url, connect_args={"timeout": _PATIENCE}, hide_parameters=True)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return cls(engine, str(file))
+
+    @classmethod
+    def on_server(cls, options: Mapping[str, Any]) -> Catalogue:
+        """A catalogue in a PostgreSQL database.
+
+        Args:
+            options: As `DatabaseConfig.options` gives them.
+
+        Raises:
+            LibraryError: The server does not answer, does not let us in, or holds the catalogue of a newer esper.
+        """
+        # Dead peers are noticed, and a connection that the server has closed meanwhile before it is used.
+        more = {"application_name": "esper-library", "tcp_user_timeout": _PATIENCE * 1000}
+        engine = sa.create_engine(
+            "postgresql+psycopg://", connect_args={**more, **options}, pool_pre_ping=True, hide_parameters=True
+        )
+        place = f"{options['dbname']} on {options['host']}:{options['port']}"
+        return cls(engine, place, (options["password"],) if options["password"] else ())
+
+    @property
+    def dialect(self) -> str:
+        """What speaks to it: "sqlite" or "postgresql"."""
+        return self._engine.dialect.name
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads; all of it sees the catalogue as it was at one moment."""
+        with self._speaking(), self._engine.connect() as connection:
+            if self.dialect == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
+    @contextmanager
+    def writing(self, *, alone: bool = False) -> Iterator[Connection]:
+        """A transaction that writes, all of it or nothing.
+
+        Args:
+            alone: Whether no other writes meanwhile; in SQLite none ever does.
+        """
+        with self._speaking(), self._engine.connect() as connection:
+            connection = connection.execution_options(**{_WRITES: True})
+            with connection.begin():
+                if self.dialect == "postgresql":
+                    lock = sa.func.pg_advisory_xact_lock if alone else sa.func.pg_advisory_xact_lock_shared
+                    connection.execute(sa.select(lock(_LOCK)))
+                yield connection
+
+    def insert_missing(self, table: sa.Table) -> Any:
+        """An insert that leaves what is there as it is."""
+        if self.dialect == "postgresql":
+            from sqlalchemy.dialects.postgresql import insert
+        else:
+            from sqlalchemy.dialects.sqlite import insert
+        return insert(table).on_conflict_do_nothing()
+
+    def optimise(self) -> None:
+        """Lets SQLite look at its tables again if they have changed much; a server does so by itself."""
+        if self.dialect == "sqlite":
+            with self.reading() as connection:
+                connection.exec_driver_sql("PRAGMA optimize")
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._engine.dispose()
+
+    # ---- schema -------------------------------------------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        """Applies the migrations that are missing; of several who open it at once, one does."""
+        if self.dialect == "sqlite":
+            _retrying(self._use_wal)
+        with self._engine.connect() as connection:
+            if self._version(connection) == HEAD:
+                return
+        with self.writing(alone=True) as connection:
+            if self._version(connection) != HEAD:
+                _upgrade(connection)
+
+    def _use_wal(self) -> None:
+        """Lets readers read while others write; kept in the file."""
+        with self._engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            if raw.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                raw.execute("PRAGMA journal_mode=WAL")
+
+    def _version(self, connection: Connection) -> str | None:
+        """The schema's version; None: there is none yet.
+
+        Raises:
+            LibraryError: It is a newer one than is known here.
+        """
+        if not sa.inspect(connection).has_table(VERSION_TABLE):
+            return None
+        found = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+        if found is not None and found > HEAD:
+            raise LibraryError(
+                f"{self.place}: the catalogue has schema {found}, and this version of esper knows {HEAD}: it was made "
+                "by a newer esper; use that one here too"
+            )
+        return found
+
+    # ---- errors -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """What the database says as a LibraryError, with what to do and without credentials."""
+        try:
+            yield
+            return
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            said = self._redacted(str(getattr(error, "orig", None) or error))
+        # Without the driver's error, which holds the arguments of the connection.
+        raise LibraryError(f"the library's catalogue ({self.place}): {said}; {_next_move(said)}") from None
+
+    def _redacted(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return " ".join(text.split())[:500]
+
+
+_MOVES = {
+    "locked": f"another process has been writing for more than {_PATIENCE} s; try again when it is done",
+    "disk is full": "free some space; what was there is as it was",
+    "disk i/o": "see whether the disk is full or failing; what was there is as it was",
+    "readonly": "make the folder and the file writable for this user",
+    "read-only": "make it writable for this user",
+    "unable to open": "make the folder, and let this user write there",
+    "not a database": "the file is none of esper's or was damaged: bring it back from a backup",
+    "malformed": "the file was damaged: bring it back from a backup",
+    "password authentication": "set database.username and database.password to what the server has",
+    "no password": "set database.password",
+    "does not exist": "create it on the server, or set database.database and database.username to what is there",
+    "permission denied": "grant this role USAGE and CREATE on the schema, and the tables' rights",
+    "ssl": "see database.ssl_mode and the server's certificate",
+}
+
+
+def _next_move(said: str) -> str:
+    lower = said.lower()
+    return next(
+        (move for cause, move in _MOVES.items() if cause in lower),
+        "see whether the server runs and can be reached from here; then do the same again: nothing is half done",
+    )
+
+
+def _upgrade(connection: Connection) -> None:
+    """Runs the migrations on a connection, in its transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, HEAD)
+
+
+def _retrying(action: Callable[[], None]) -> None:
+    """Does it, again while another process holds the lock, which SQLite does not wait for here."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    # SQLAlchemy begins transactions, not the driver, which would end them before every change of a table.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={_PATIENCE * 1000}")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA synchronous=FULL")  # what was acknowledged survives a power cut
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later could not go on if another wrote in between.
+    writes = connection.get_execution_options().get(_WRITES)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,128 @@
+"""The catalogue's tables, one schema for SQLite and PostgreSQL; `migrations/` makes them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.types import TypeDecorator
+
+HEAD = "0001"
+"""The newest migration, which this version of esper reads and writes."""
+VERSION_TABLE = "esper_library_version"
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment, UTC on both sides; SQLite keeps no time zone of its own."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """To UTC; a time without a zone is a mistake."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"a time without a zone: {value}")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """In UTC."""
+        return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
+
+
+metadata = MetaData()
+
+kernels = Table(
+    "esper_kernels",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("blueprint", Text, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("blend", Text, nullable=False),
+    Column("placement", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("attributes", Text, nullable=False),
+    Column("fits", String(64), nullable=False),  # names kind, attributes and dtype of the layer together
+    Column("dtype", Text, nullable=False),
+    Column("shapes", Text, nullable=False),
+    Column("parameters", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("flops", BigInteger),
+    Column("gain_mean", Float(53)),
+    Column("gain_stderr", Float(53)),
+    Column("gain_n", Integer),
+    Column("rank", Float(53), nullable=False),  # the gain; what was not measured comes last in every database
+    Column("lifecycle", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("retired", UtcTime),
+    Column("carried", Boolean, nullable=False),
+    Column("blob", String(64), nullable=False),
+    Column("blob_bytes", BigInteger, nullable=False),
+    Column("created", UtcTime, nullable=False),
+    Column("updated", UtcTime, nullable=False),
+    Column("checksum", String(64), nullable=False),
+)
+
+tags = Table(
+    "esper_kernel_tags",
+    metadata,
+    Column("tag", String(100), primary_key=True),
+    Column("rank", Float(53), nullable=False),  # its kernel's, so that those of a tag are found in that order
+    Column("digest", String(64), ForeignKey(kernels.c.digest, ondelete="CASCADE"), primary_key=True),
+)
+
+attributes = Table(
+    "esper_kernel_attributes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column("rank", Float(53), nullable=False),  # likewise
+    Column("digest", String(64), ForeignKey(kernels.c.digest, ondelete="CASCADE"), primary_key=True),
+)
+
+origins = Table(
+    "esper_kernel_origins",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("digest", String(64), ForeignKey(kernels.c.digest, ondelete="CASCADE"), primary_key=True),
+    Column("run", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("time", UtcTime, nullable=False),
+)
+
+# What is looked for, each in the order that it is wanted in: the best gain first.
+INDICES = (
+    Index("ix_esper_kernels_fits", kernels.c.fits, kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_kind", kernels.c.kind, kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_recipe", kernels.c.kind, kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_blueprint", kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_lifecycle", kernels.c.lifecycle, kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_rank", kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_kind_parameters", kernels.c.kind, kernels.c.parameters, kernels.c.digest),
+    Index("ix_esper_kernels_kind_created", kernels.c.kind, kernels.c.created, kernels.c.digest),
+    Index("ix_esper_kernels_parameters", kernels.c.parameters, kernels.c.digest),
+    Index("ix_esper_kernels_created", kernels.c.created, kernels.c.digest),
+    Index("ix_esper_kernels_updated", kernels.c.updated, kernels.c.digest),
+    Index("ix_esper_kernels_blob", kernels.c.blob),
+    Index("ix_esper_kernel_tags_rank", tags.c.tag, tags.c.rank, tags.c.digest),
+    Index(
+        "ix_esper_kernel_attributes_rank", attributes.c.name, attributes.c.value, attributes.c.rank, attributes.c.digest
+    ),
+    Index("ix_esper_kernel_tags_digest", tags.c.digest),
+    Index("ix_esper_kernel_attributes_digest", attributes.c.digest),
+    Index("ix_esper_kernel_origins_digest", origins.c.digest),
+    Index("ix_esper_kernel_origins_run", origins.c.run),
+)

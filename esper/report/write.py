@@ -1,0 +1,51 @@
+"""From run folders to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from esper.report.page import render
+from esper.report.read import run
+
+
+def write(folders: Sequence[str | Path] | str | Path, path: str | Path) -> Path:
+    """Writes the report of some runs as one HTML page.
+
+    Args:
+        folders: One run folder, or several that are compared.
+        path: Of the page; it is replaced whole, so that nobody ever reads half of one.
+
+    Returns:
+        Where it was written.
+
+    Raises:
+        RunFolderError: A folder is not there, or holds no history.
+        ArgumentError: No folder, or more than a page can hold.
+    """
+    given = [folders] if isinstance(folders, str | Path) else list(folders)
+    target = Path(path)
+    text = render([run(folder, name) for folder, name in zip(given, names(given), strict=True)])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+def names(folders: Sequence[str | Path]) -> list[str]:
+    """Names of run folders that tell them apart: as few of the last parts of their paths as do.
+
+    >>> names(["runs/a/seed0", "runs/b/seed0"]), names(["runs/a"])
+    (['a/seed0', 'b/seed0'], ['a'])
+    """
+    parts = [Path(folder).resolve().parts for folder in folders]
+    for length in range(1, max((len(found) for found in parts), default=1) + 1):
+        told = ["/".join(found[-length:]) for found in parts]
+        if len(set(told)) == len(told):
+            return told
+    return [f"{'/'.join(found[-1:])} ({place})" for place, found in enumerate(parts, start=1)]

@@ -1,0 +1,90 @@
+"""Floor 5: what a run of the main job has to do with the kernel library: draws from it, publishes into it.
+
+Whatever is wrong with a library, training goes on: it is a record of the run, and kernels wait in the outbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from esper.configs import EsperConfig
+from esper.errors import LibraryError
+from esper.library import Library, Origin, open_library
+from esper.library.publishing import Published, git_revision, publish
+from esper.train.history import Record
+from esper.train.loop import Result
+
+Listen = Callable[[Record], None]
+
+
+class Shelf:
+    """A run's library.
+
+    Attributes:
+        opened: The library; None: the run has none, or it could not be opened.
+        draw: How many of its kernels are tried beside one layer.
+    """
+
+    def __init__(self, config: EsperConfig, run: str, listen: Listen, stack: ExitStack) -> None:
+        self._config, self._run, self._listen, self._stack = config, run, listen, stack
+        self._settings = config.urza_settings()
+        self._records: list[Record] = []
+        self.opened: Library | None = None
+        self.draw = 0
+        if self._settings.draw:
+            try:
+                self.opened, self.draw = self._open(), self._settings.candidates
+            except LibraryError as error:
+                self._note(0, f"nothing is drawn from the library: {error}")
+
+    def publish(self, result: Result) -> tuple[Result, Published | None]:
+        """Publishes the kernels that became permanent; the result with the records of that."""
+        if not self._settings.publish:
+            return replace(result, records=(*self._records, *result.records)), None
+        training = self._config.training_settings()
+        published = publish(
+            self._open,
+            Path(self._settings.folder),
+            result.model,
+            origin=Origin(
+                run=self._run,
+                data=training.data,
+                revision=git_revision(),
+                key=training.key,
+            ),
+            gains=result.gains,
+            parents=_parents(result.records),
+            tags=self._settings.tags,
+        )
+        before = tuple(self._records)
+        self._note(result.records[-1].step, str(published))
+        return replace(result, records=(*before, *result.records, self._records[-1])), published
+
+    def _open(self) -> Library:
+        return self.opened or self._stack.enter_context(open_library(self._config))
+
+    def _note(self, step: int, said: str) -> None:
+        self._records.append(Record(step, "library", said))
+        self._listen(self._records[-1])
+
+
+def _parents(records: Iterable[Record]) -> dict[tuple[str, int], str]:
+    """Digests of the kernels that seeds were last given from the library, where nothing germinated there since."""
+    found: dict[tuple[str, int], str] = {}
+    for record in records:
+        place = (record.layer or "", record.seed or 0)
+        if record.event == "load":
+            found[place] = str(record.figures["artifact"])
+        elif record.event == "germinate":
+            found.pop(place, None)
+    return found
+
+
+@contextmanager
+def shelf(config: EsperConfig, run: str, listen: Listen) -> Iterator[Shelf]:
+    """The library of the run with this id, closed afterwards."""
+    with ExitStack() as stack:
+        yield Shelf(config, run, listen, stack)

@@ -1,0 +1,42 @@
+"""The bus of a run as the configuration describes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from esper.configs import EsperConfig
+from esper.telemetry.bus import Bus
+from esper.telemetry.reading import HISTORY
+from esper.telemetry.sinks.base import Sink
+from esper.telemetry.sinks.jsonl import Jsonl
+
+
+def bus_of(config: EsperConfig, folder: Path) -> Bus:
+    """The bus for a run in a folder: its history, and whatever else is configured.
+
+    Args:
+        config: Its `redis` section, and `components.nissa` and `components.oona`.
+        folder: Of the run; a history that is there is replaced.
+
+    Raises:
+        MissingExtraError: A package is not installed that something configured needs.
+    """
+    nissa = config.nissa_settings()
+    sinks: list[Sink] = [Jsonl(folder / HISTORY, fsync=nissa.fsync)]
+    if config.redis is not None and nissa.redis:
+        from esper.telemetry.sinks.redis_streams import RedisStreams
+
+        sinks.append(RedisStreams(config.redis, config.oona_settings()))
+    if nissa.tensorboard:
+        from esper.telemetry.sinks.tensorboard import TensorBoard
+
+        sinks.append(TensorBoard(folder / "tensorboard"))
+    if nissa.prometheus_port is not None:
+        from esper.telemetry.sinks.prometheus import Prometheus
+
+        sinks.append(Prometheus(nissa.prometheus_port, nissa.prometheus_host))
+    if nissa.otel_endpoint is not None:
+        from esper.telemetry.sinks.otel import OpenTelemetry
+
+        sinks.append(OpenTelemetry(nissa.otel_endpoint))
+    return Bus(*sinks, bound=nissa.queue_bound, timeout=nissa.close_timeout)

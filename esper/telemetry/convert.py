@@ -1,0 +1,136 @@
+"""Records of the training loop to events, and lines of JSON to events.
+
+The loop is a floor above: a record is met by its fields, not by its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from esper.errors import EventError
+from esper.telemetry.events import KINDS, SCHEMA_VERSION, Event, Notice, Other
+
+
+class Recorded(Protocol):
+    """What `esper.train.history.Record` has, and an event too."""
+
+    @property
+    def step(self) -> int: ...  # noqa: D102
+    @property
+    def event(self) -> str: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
+    def layer(self) -> str | None: ...  # noqa: D102
+    @property
+    def seed(self) -> int | None: ...  # noqa: D102
+    @property
+    def figures(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def compiles(self) -> int: ...  # noqa: D102
+    @property
+    def programs(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def compile_seconds(self) -> float: ...  # noqa: D102
+    @property
+    def waited(self) -> float: ...  # noqa: D102
+    @property
+    def run(self) -> str: ...  # noqa: D102
+
+
+def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) -> Event:
+    """The event of a record; one that is no proper record becomes a `Notice` that says so.
+
+    Args:
+        record: What happened.
+        run_id: Which run it is of.
+        sequence: Its number in the run.
+        seconds: When it was told, since the epoch.
+    """
+    envelope: dict[str, Any] = {"run_id": run_id, "sequence": sequence, "time": seconds}
+    with suppress(Exception):  # for numbers of numpy's, options that are tuples, text that is no Unicode: few have any
+        return _event({**envelope, **_fields(record)})
+    try:
+        return _event({**envelope, **{name: _plain(value) for name, value in _fields(record).items()}})
+    except Exception as error:  # whatever it is, the thread that meets it has others to write
+        wrong = _wrong(error) if isinstance(error, ValidationError) else type(error).__name__
+        return Notice(**envelope, step=0, event="malformed", reason=f"a {type(record).__name__} is no event: {wrong}")
+
+
+def _fields(record: Recorded) -> dict[str, Any]:
+    return {
+        "step": record.step,
+        "event": record.event,
+        "reason": record.reason,
+        "layer": record.layer,
+        "seed": record.seed,
+        "figures": record.figures,
+        "compiles": record.compiles,
+        "programs": record.programs,
+        "compile_seconds": record.compile_seconds,
+        "waited": record.waited,
+        "run": record.run,
+    }
+
+
+def _event(values: dict[str, Any]) -> Event:
+    event = KINDS.get(values["event"], Other).model_validate(values)
+    assert event.line  # can be written
+    return event
+
+
+def _wrong(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+
+
+def parse(line: str | bytes, *, run_id: str = "", sequence: int = 0) -> Event:
+    """The event that a line of JSON holds.
+
+    Args:
+        line: An object with the fields of an event; those of the envelope may be missing.
+        run_id: For a line without one.
+        sequence: For a line without one.
+
+    Raises:
+        EventError: It is none, or of a newer major version.
+    """
+    try:
+        plain = from_json(line)
+    except ValueError:
+        raise EventError("no JSON") from None
+    if not isinstance(plain, dict) or not isinstance(plain.get("event"), str):
+        raise EventError('no object with an "event"')
+    version = plain.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        raise EventError(
+            f"an event of schema version {version!r}, and this esper reads up to {SCHEMA_VERSION}: "
+            "read it with the version of esper that wrote it, or a newer one"
+        )
+    try:
+        return KINDS.get(plain["event"], Other).model_validate({"run_id": run_id, "sequence": sequence, **plain})
+    except ValidationError as error:
+        raise EventError(_wrong(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it, in flat lists; what is neither number nor text by its `repr`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(str(name)): _listed(item) for name, item in value.items()}
+    return _listed(value)
+
+
+def _listed(value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [item if isinstance(item, bool | int | float) else _plain(str(item)) for item in value]
+    return value if isinstance(value, bool | int | float) else _plain(str(value))

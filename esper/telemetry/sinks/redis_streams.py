@@ -1,0 +1,66 @@
+"""Events on Redis Streams, one stream a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from esper.configs import OonaSettings, RedisConfig
+from esper.telemetry.events import Event
+from esper.telemetry.redis_client import client, event_stream, explained, run_index
+from esper.telemetry.sinks.base import Sink
+
+_DAY = 86_400
+
+# One command for many events: a pipeline of XADDs takes ten times as long to write and to read, in the process that
+# trains. A script runs whole or not at all.
+_ADD = """
+for at = 3, #ARGV do
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'event', ARGV[at])
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+
+class RedisStreams(Sink):
+    """Adds every event to the stream of its run, as JSON in the field `event`; many in one go, all or none.
+
+    Streams are bounded, and go some days after their last event. An answer that is lost makes events come twice, with
+    the same `sequence`. The user needs EVAL, XADD, EXPIRE, ZADD and ZREMRANGEBYSCORE on the prefix's keys.
+
+    Args:
+        config: The server.
+        oona: Names and bounds of streams.
+
+    Raises:
+        MissingExtraError: The package `redis` is not installed.
+    """
+
+    name = "redis"
+
+    def __init__(self, config: RedisConfig, oona: OonaSettings | None = None) -> None:
+        self._config, self._oona = config, oona or OonaSettings()
+        self._client = client(config)
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Adds the events."""
+        from redis.exceptions import RedisError
+
+        oona, kept, now = self._oona, int(self._oona.retention_days * _DAY), time.time()
+        lines: dict[str, list[bytes]] = {}
+        for event in events:
+            lines.setdefault(event.run_id, []).append(event.line[:-1])
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for run_id, added in lines.items():
+                    pipeline.eval(_ADD, 1, event_stream(oona, run_id), oona.maxlen, max(1, kept), *added)
+                pipeline.zadd(run_index(oona), dict.fromkeys(lines, now))
+                pipeline.zremrangebyscore(run_index(oona), "-inf", now - kept)
+                pipeline.execute()
+        except (RedisError, OSError) as error:
+            self._client.connection_pool.disconnect()
+            raise explained(self._config, error) from None
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()

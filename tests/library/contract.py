@@ -1,0 +1,471 @@
+"""What every library does, whatever it keeps its catalogue and its artifacts in.
+
+Modules that import these tests give them a fixture `opened`, which opens the library under test once more.
+"""
+
+import copy
+import pickle
+from datetime import UTC, datetime, timedelta
+
+import jax
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from library.places import X, artifact, donor, host, wrapped
+
+import esper
+from esper.errors import ArgumentError, ArtifactError, UnknownLayerError
+from esper.jax_backend.artifact import artifact_of
+from esper.library import Measured, Origin
+from esper.library.publishing import fingerprint, with_programs
+from esper.library.schema import attributes, kernels, origins, tags
+from esper.lifecycle import SeedLifecycleState as State
+
+NOW = timedelta(0)
+GAIN = Measured(0.2, 0.05, 8)
+
+
+def rows(library, table=kernels):
+    with library._catalogue.reading() as connection:
+        return [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+
+
+# ---- put and get --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_put_in_comes_back_bit_for_bit(library, opened):
+    given = artifact(1)
+    digest = library.put(given)
+    assert digest == given.digest
+    for found in (library.get(digest), opened().get(digest), library.get(digest[:20]), library.get(digest[7:])):
+        assert found == given and found.recipe == given.recipe
+        assert all(np.array_equal(found.params[name], array) for name, array in given.params.items())
+        assert found.options == given.options and found.attributes == given.attributes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "bool", "uint32", "complex64"])
+def test_parameters_of_every_dtype_and_of_none(library, dtype):
+    array = jax.numpy.asarray(np.arange(6).reshape(2, 3), dtype)
+    given = artifact(params={"a": array, "empty": array[:0], "one": array[0, 0]})
+    found = library.get(library.put(given))
+    assert found == given and {name: a.dtype for name, a in found.params.items()} == {n: dtype for n in given.params}
+
+
+def test_an_entry_says_all_that_is_known(library):
+    before = datetime.now(UTC)
+    about = dict(run="r1", model="m", data="mnist", revision="abc", key=7, parent=artifact(9).digest)
+    digest = library.put(artifact(1), gain=GAIN, flops=24, tags=["b", "a", "a"], **about)
+    entry = library.entry(digest)
+    assert (entry.digest, entry.blueprint, entry.kind, entry.dtype) == (digest, "mlp", "Linear", "float32")
+    assert dict(entry.attributes) == {"in_features": 3, "out_features": 5} and entry.options == (("width", 4),)
+    assert entry.shapes == (("scale", "float32", ()), ("up", "float32", (4, 3)))
+    assert (entry.parameters, entry.bytes, entry.flops) == (13, 52, 24)
+    assert (entry.gain, entry.tags, entry.lifecycle, entry.carried) == (GAIN, ("a", "b"), "candidate", False)
+    assert before <= entry.created <= entry.updated <= datetime.now(UTC) and entry.created.tzinfo is UTC
+    (origin,) = library.origins(digest)
+    assert origin == Origin(**about, gain=GAIN) and origin.time.tzinfo is UTC
+    assert library.find() == [entry]
+
+
+def test_a_second_put_adds_and_loses_nothing(library):
+    given = artifact(1)
+    library.put(given, gain=GAIN, flops=24, tags=["a"], run="r1", lifecycle="validated")
+    library.put(given, tags=["b"], run="r2")
+    library.put(given, tags=["b"], run="r2")
+    library.put(given)
+    entry = library.entry(given.digest)
+    assert (entry.tags, entry.gain, entry.flops, entry.lifecycle) == (("a", "b"), GAIN, 24, "validated")
+    assert {origin.run for origin in library.origins(given.digest)} == {"r1", "r2"}
+    assert len(library.origins(given.digest)) == 2 and len(rows(library)) == 1
+    assert library.verify().orphans == ()
+
+
+def test_programs_that_come_later_are_kept_and_stay(library):
+    bare = artifact_of(donor(), layer="0")
+    carrying, flops = with_programs(donor(), layer="0")
+    assert carrying == bare and flops > 0
+    for given in (bare, carrying, bare):
+        library.put(given)
+    assert library.entry(bare.digest).carried and library.get(bare.digest).carried is not None
+    assert library.verify().problems == () and len(library.verify().orphans) == 1
+    library.gc(grace=NOW, dry_run=False)
+    assert library.verify().orphans == () and library.get(bare.digest) == bare
+
+
+@pytest.mark.parametrize(
+    "digest",
+    ["", "sha256:", "../../etc/passwd", "sha256:../x", "sha256:" + "A" * 64, "abc", "%2e%2e", "0" * 65, None, 7, b"ab"],
+)
+def test_what_is_no_digest_is_refused(library, digest):
+    for verb in (library.get, library.entry, library.origins, lambda d: library.retire(d, "why")):
+        with pytest.raises(ArgumentError, match="is no digest"):
+            verb(digest)
+
+
+def test_a_digest_that_is_not_there_or_not_one(library):
+    with pytest.raises(ArtifactError, match="is in the library"):
+        library.get("sha256:" + "0" * 64)
+    names = [library.put(artifact(number)) for number in range(3)]
+    with library._catalogue.writing() as connection:  # two that begin alike
+        twin = names[0][7:20] + "0" * 51
+        row = {**rows(library)[0], "digest": twin}
+        connection.execute(sa.insert(kernels).values(**row))
+    first = next(name for name in names if name.startswith("sha256:" + twin[:13]))
+    with pytest.raises(ArtifactError, match=r"several digests begin with .*: give more"):
+        library.get(first[:20])
+    assert library.get(first) == artifact(names.index(first))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"tags": ["two words"]}, {"tags": [""]}, {"tags": "ab"}, {"tags": ["x" * 101]}, {"lifecycle": "old"},
+        {"parent": "sha256:12"}, {"run": "a\nb"}, {"data": "x" * 501},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_told_of_a_kernel_is_checked(library, about):
+    with pytest.raises(ArgumentError):
+        library.put(artifact(), **about)
+    assert library.find() == []
+
+
+@pytest.mark.parametrize("gain", [(float("nan"), 0.1, 3), (1.0, -1.0, 3), (1.0, float("inf"), 3), (1.0, 0.1, 0)])
+def test_a_gain_is_finite(gain):
+    with pytest.raises(ArgumentError, match="finite"):
+        Measured(*gain)
+
+
+# ---- find, compare, lifecycle -------------------------------------------------------------------------------------
+
+
+def filled(library):
+    for number in range(6):
+        gain = Measured(number / 10, 0.01, 5) if number else None
+        given = artifact(number, blueprint=("mlp", "low_rank")[number % 2], inputs=3 + number % 3, size=2 + number)
+        library.put(given, gain=gain, tags=[f"t{number % 2}"], run=f"run{number}")
+    library.retire(artifact(5, blueprint="low_rank", inputs=5, size=7).digest, "too large")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "scales"),
+    [
+        ({}, [4, 3, 2, 1, 0]),
+        ({"limit": 2}, [4, 3]),
+        ({"kind": "Conv2d"}, []),
+        ({"blueprint": "low_rank"}, [3, 1]),
+        ({"attributes": {"in_features": 3}}, [3, 0]),
+        ({"attributes": {"in_features": 3, "out_features": 5}}, [3, 0]),
+        ({"attributes": {"in_features": 3, "out_features": 6}}, []),
+        ({"tag": "t1"}, [3, 1]),
+        ({"run": "run2"}, [2]),
+        ({"lifecycle": "retired"}, [5]),
+        ({"lifecycle": "validated"}, []),
+        ({"min_gain": 0.2}, [4, 3, 2]),
+        ({"max_parameters": 13}, [1, 0]),
+        ({"order_by": "parameters", "limit": 2}, [0, 1]),
+        ({"order_by": "created", "dtype": "float32", "blend": "add", "placement": "parallel"}, [4, 3, 2, 1, 0]),
+    ],
+    ids=str,
+)
+def test_find(library, wanted, scales):
+    filled(library)
+    assert [float(library.get(entry.digest).params["scale"]) for entry in library.find(**wanted)] == scales
+
+
+@pytest.mark.parametrize("wanted", [{"order_by": "beauty"}, {"limit": 0}, {"limit": True}, {"lifecycle": "x"}], ids=str)
+def test_find_refuses_what_makes_no_sense(library, wanted):
+    with pytest.raises(ArgumentError):
+        library.find(**wanted)
+
+
+def test_compare(library):
+    one = library.put(artifact(1), gain=Measured(0.30, 0.03, 10), flops=10)
+    other = library.put(artifact(2, blueprint="low_rank", size=6), gain=Measured(0.10, 0.04, 10), flops=4)
+    found = library.compare(one, other)
+    assert found.recipe == {"blueprint": ("mlp", "low_rank"), "options": ({"width": 4}, {"width": 6})}
+    assert found.gain == pytest.approx(0.2) and found.stderr == pytest.approx(0.05) and found.t == pytest.approx(4.0)
+    assert 0.0005 < found.p < 0.002
+    assert (found.parameters, found.bytes, found.flops) == (13 - 19, 52 - 76, 6)
+    bare = library.compare(one, library.put(artifact(3)))
+    assert (bare.gain, bare.t, bare.p, bare.flops) == (None, None, None, None)
+
+
+def test_a_kernel_is_validated_retired_and_back(library):
+    digest = library.put(artifact(1))
+    assert library.validate(digest[:15], GAIN, data="cifar", run="r2").lifecycle == "validated"
+    retired = library.retire(digest, "replaced")
+    assert (retired.lifecycle, retired.reason, retired.gain) == ("retired", "replaced", GAIN)
+    assert library.find() == [] and library.get(digest) == artifact(1)
+    library.put(artifact(1), tags=["again"])
+    assert library.entry(digest).lifecycle == "retired"
+    back = library.validate(digest, Measured(0.1, None, 1))
+    assert (back.lifecycle, back.reason, back.gain.stderr) == ("validated", "", None)
+    assert [origin.gain for origin in library.origins(digest)] == [GAIN, Measured(0.1, None, 1)]
+
+
+# ---- models -------------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_of_one_host_does_the_same_in_another(library):
+    given, flops = with_programs(donor(), layer="0")
+    digest = library.put(given, gain=GAIN, flops=flops, model=fingerprint(donor()))
+    receiver = wrapped(host(seed=3), library=library)
+    (entry,) = library.find_for(receiver, "0")
+    assert entry.digest == digest
+    assert library.find_for(receiver, "2") == []
+    grown = receiver.load_kernel("0", 1, entry.digest)
+    assert grown.seeds.lifecycle[0, 1] == State.GRAFTING and digest in grown.structure.cache
+    np.testing.assert_array_equal(grown(X), receiver(X))  # at alpha 0
+    # The same host with the donor's own kernel in its seed, against what came through the library.
+    there = esper.load_kernel(wrapped(host(seed=3)), None, layer="0", seed=1, artifact=artifact_of(donor(), layer="0"))
+    for model in (grown, there[0]):
+        np.testing.assert_array_equal(esper.set_alpha(model, layer="0", seed=1, alpha=0.75)(X), _at_work(there[0]))
+    assert not np.array_equal(_at_work(grown), receiver(X))
+
+
+def _at_work(model):
+    return esper.set_alpha(model, layer="0", seed=1, alpha=0.75)(X)
+
+
+def test_the_cache_is_asked_before_the_library(library):
+    digest = library.put(artifact_of(donor(), layer="0"))
+    model = wrapped(library=library)
+    model.load_kernel("0", 0, digest)
+    library.retire(digest, "gone")
+    library.gc(grace=NOW, dry_run=False)
+    assert model.load_kernel("0", 0, digest).structure.kernels[0].blueprint == "mlp"
+    with pytest.raises(ArtifactError, match=r"layer '0', seed 0: no kernel sha256:.* is in the library"):
+        wrapped(library=library, cache_size_mb=0).load_kernel("0", 0, digest)
+
+
+def test_a_kernel_is_fetched_in_the_background(library):
+    digest = library.put(artifact_of(donor(), layer="0"))
+    model = wrapped(library=library)
+    coming = model.prefetch_kernel(digest)
+    assert coming.result(60).digest == digest
+    assert model.prefetch_kernel(digest).result(60).digest == digest
+    assert digest in model.structure.cache and library.fetch(digest[:20]).result(60).digest == digest
+    with pytest.raises(ArtifactError, match="is in the library"):
+        model.prefetch_kernel("sha256:" + "0" * 64).result(60)
+    with pytest.raises(ArtifactError, match="has no library"):
+        wrapped().prefetch_kernel(digest)
+
+
+def test_what_does_not_fit_is_refused_with_the_reason(library):
+    digest = library.put(artifact_of(donor(), layer="0"))
+    other = wrapped(host(hidden=6), library=library)
+    with pytest.raises(ArtifactError, match="built for out_features 5, and the layer has 6"):
+        other.load_kernel("0", 0, digest)
+    half = wrapped(host().bfloat16(), library=library, example_inputs=None)
+    with pytest.raises(ArtifactError, match="built for float32, and the layer has bfloat16"):
+        half.load_kernel("0", 0, digest)
+    with pytest.raises(UnknownLayerError):
+        library.find_for(other, "9")
+    with pytest.raises(ArtifactError, match="is no digest"):
+        other.load_kernel("0", 0, "../../x")
+
+
+def test_a_library_is_no_part_of_what_is_computed_saved_or_pickled(library, tmp_path):
+    model, bare = wrapped(library=library), wrapped()
+    structure = model.structure
+    assert structure == copy.copy(structure) and jax.jit(lambda m: m(X))(model).shape == (4, 2)
+    assert copy.deepcopy(model).structure.library is library
+    assert pickle.loads(pickle.dumps(model)).structure.library is None
+    assert "library" not in repr(structure) and bare.structure.library is None
+    loaded = esper.load(esper.save(model, tmp_path / "model"))
+    assert loaded.structure.library is None
+    assert esper.load(tmp_path / "model", library=library).structure.library is library
+
+
+def test_a_model_without_torch_loads_by_the_programs_that_a_kernel_carries(library, tmp_path):
+    given, _ = with_programs(donor(), layer="0")
+    library.put(given)
+    host_only = esper.load(esper.save(wrapped(), tmp_path / "host", blueprints=["low_rank"]), library=library)
+    assert "mlp" not in host_only.structure.source.blueprints("Linear")
+    assert [entry.digest for entry in library.find_for(host_only, "0")] == [given.digest]
+    grown = esper.set_alpha(host_only.load_kernel("0", 0, given.digest), layer="0", alpha=0.75)
+    np.testing.assert_allclose(grown(X), donor()(X), rtol=1e-6)
+    again = esper.load(esper.save(grown, tmp_path / "grown"))
+    np.testing.assert_array_equal(again(X), grown(X))
+
+
+# ---- tampering ----------------------------------------------------------------------------------------------------
+
+
+def object_of(library, digest):
+    return library.entry(digest).blob
+
+
+def overwritten(library, blob, change):
+    """The object with other bytes under its name."""
+    size = library._blobs.size(blob)
+    data = bytearray(library._blobs.get(blob, size))
+    library._blobs.put(blob, bytes(change(data)))
+
+
+def flipped(place):
+    def change(data):
+        data[place(len(data))] ^= 1
+        return data
+
+    return change
+
+
+TAMPERED = {
+    "a bit of a tensor": flipped(lambda size: size - 1),
+    "a bit of the manifest": flipped(lambda size: 60),
+    "the header's length": flipped(lambda size: 0),
+    "cut short": lambda data: data[:-5],
+    "longer": lambda data: data + b"0000",
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED)
+def test_a_tampered_artifact_is_never_given_out_and_can_be_mended(library, change):
+    digest, sound = library.put(artifact(1), tags=["a"]), library.put(artifact(2))
+    overwritten(library, object_of(library, digest), change)
+    with pytest.raises(ArtifactError, match=rf"{digest}.*put the kernel in again"):
+        library.get(digest)
+    ((found, why),) = library.verify().problems
+    assert found == digest and "not what was written" in why
+    assert library.get(sound) == artifact(2)
+    library.put(artifact(1))
+    assert library.get(digest) == artifact(1) and library.verify().problems == ()
+    assert library.entry(digest).tags == ("a",)
+
+
+def test_another_artifact_under_a_name_is_refused_even_where_the_catalogue_agrees(library):
+    digest, other = library.put(artifact(1)), library.put(artifact(2))
+    theirs = library.entry(other)
+    with library._catalogue.writing() as connection:
+        query = sa.update(kernels).where(kernels.c.digest == digest[7:])
+        connection.execute(query.values(blob=theirs.blob, blob_bytes=theirs.blob_bytes))
+        from esper.library.rows import seal
+
+        seal(connection, digest[7:])
+    with pytest.raises(ArtifactError, match="is not what was written"):
+        library.get(digest)
+    assert [name for name, _ in library.verify().problems] == [digest]
+
+
+def test_a_missing_object_is_said(library):
+    digest = library.put(artifact(1))
+    library._blobs.delete(f"kernels/{object_of(library, digest)[:2]}/{object_of(library, digest)}.esper")
+    with pytest.raises(ArtifactError, match=r"its object .* is missing"):
+        library.get(digest)
+    assert len(library.verify().problems) == 1
+    library.put(artifact(1))
+    assert library.get(digest) == artifact(1)
+
+
+CHANGES = {
+    "blueprint": "other", "options": "{}", "kind": "Conv2d", "attributes": "{}", "dtype": "int8", "parameters": 1,
+    "gain_mean": 9.0, "flops": 3, "lifecycle": "validated", "blob": "0" * 64, "reason": "x", "shapes": "[]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", CHANGES)
+def test_a_changed_row_is_detected(library, column):
+    digest = library.put(artifact(1), gain=GAIN, tags=["a"])
+    with library._catalogue.writing() as connection:
+        connection.execute(sa.update(kernels).values(**{column: CHANGES[column]}))
+    with pytest.raises(ArtifactError, match="was changed by other means"):
+        library.get(digest)
+    assert [name for name, _ in library.verify().problems] == [digest]
+
+
+def test_an_entry_that_makes_no_sense_is_an_error_of_the_librarys(library):
+    library.put(artifact(1), gain=GAIN)
+    for column, value in (("options", "{"), ("gain_n", 0), ("attributes", "[1]")):
+        with library._catalogue.writing() as connection:
+            connection.execute(sa.update(kernels).values(**{column: value}))
+        with pytest.raises(ArtifactError, match="was changed by other means"):
+            library.find()
+
+
+def test_changed_tags_and_origins_are_detected(library):
+    one, other = library.put(artifact(1), tags=["a"]), library.put(artifact(2), run="r")
+    with library._catalogue.writing() as connection:
+        connection.execute(sa.update(tags).values(tag="b"))
+        connection.execute(sa.update(origins).values(content='{"run": "other"}'))
+    with pytest.raises(ArtifactError, match="its entry in the catalogue was changed"):
+        library.get(one)
+    with pytest.raises(ArtifactError, match="where it came from in the catalogue was changed"):
+        library.origins(other)
+    assert {name for name, _ in library.verify().problems} == {one, other}
+
+
+# ---- interrupted writes and garbage -------------------------------------------------------------------------------
+
+
+def test_an_interrupted_write_is_invisible_and_goes(library, monkeypatch):
+    from esper.library import rows as of_rows
+
+    def killed(*given, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(of_rows, "seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            library.put(artifact(1), tags=["a"])
+    assert library.find() == [] and rows(library, tags) == [] and rows(library, attributes) == []
+    with pytest.raises(ArtifactError, match="is in the library"):
+        library.get(artifact(1).digest)
+    found = library.verify()
+    assert found.problems == () and len(found.orphans) == 1
+    assert library.gc(dry_run=False).objects == ()  # within the grace period
+    assert library.gc(grace=NOW).objects == found.orphans  # would go
+    assert library.verify().orphans == found.orphans
+    assert library.gc(grace=NOW, dry_run=False).objects == found.orphans
+    assert library.verify().orphans == ()
+
+
+def test_gc_removes_what_was_retired_before_the_grace_period(library):
+    kept, gone = library.put(artifact(1)), library.put(artifact(2))
+    library.retire(gone, "superseded")
+    assert library.gc(dry_run=False).retired == ()
+    tried = library.gc(grace=NOW)
+    assert tried.dry_run and tried.retired == (gone,) and len(tried.objects) == 1 and tried.bytes > 0
+    done = library.gc(grace=NOW, dry_run=False)
+    assert (done.retired, done.objects, done.bytes) == (tried.retired, tried.objects, tried.bytes)
+    assert [entry.digest for entry in library.find(lifecycle=None)] == [kept] and library.get(kept) == artifact(1)
+    with pytest.raises(ArtifactError):
+        library.get(gone)
+    assert library.put(artifact(2)) == gone and library.get(gone) == artifact(2)
+    with pytest.raises(ArgumentError, match="not negative"):
+        library.gc(grace=-timedelta(1))
+
+
+def test_gc_never_takes_what_is_put_in_meanwhile(library, opened, monkeypatch):
+    """Garbage is collected between a put's upload and its row; and a put names an object that is about to go."""
+    other, blobs = opened(), type(library._blobs)
+    upload = blobs.put
+
+    def collected_in_between(self, digest, data):
+        upload(self, digest, data)
+        if self is library._blobs and not busy:
+            busy.append(1)
+            other.gc(grace=NOW, dry_run=False)
+
+    busy = []
+    with monkeypatch.context() as patched:
+        patched.setattr(blobs, "put", collected_in_between)
+        digest = library.put(artifact(1))
+    assert busy and library.get(digest) == artifact(1)
+
+    listing = blobs.all
+
+    def named_in_between(self):
+        found = list(listing(self))
+        if self is library._blobs:
+            other.put(artifact(2))
+        return iter(found)
+
+    data = b"left over"
+    library._blobs.put("0" * 64, data)
+    with monkeypatch.context() as patched:
+        patched.setattr(blobs, "all", named_in_between)
+        library.gc(grace=NOW, dry_run=False)
+    assert other.get(artifact(2).digest) == artifact(2) and library.verify().orphans == ()

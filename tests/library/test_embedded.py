@@ -1,0 +1,190 @@
+"""The contract on SQLite and a folder, and what can go wrong with files."""
+
+import os
+import resource
+import sqlite3
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax.numpy as jnp
+import pytest
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from library.contract import *  # noqa: F403
+from library.killed import *  # noqa: F403
+from library.places import artifact
+
+from esper.errors import ArtifactError, LibraryError, MissingExtraError
+from esper.library import open_library
+from esper.library.schema import HEAD, VERSION_TABLE, metadata
+
+LARGE = artifact(params={"a": jnp.arange(1 << 16, dtype=jnp.float32)})
+
+
+# ---- schema -------------------------------------------------------------------------------------------------------
+
+
+def test_the_migrations_make_the_tables_that_are_used(library):
+    scripts = ScriptDirectory(str(Path(sys.modules["esper.library"].__file__).parent / "migrations"))
+    assert scripts.get_heads() == [HEAD]
+    with library._catalogue.reading() as connection:
+        from alembic.autogenerate import compare_metadata
+
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_going_back_leaves_nothing(library):
+    from alembic import command
+
+    config = Config()
+    place = Path(sys.modules["esper.library"].__file__).parent / "migrations"
+    config.set_main_option("script_location", str(place))
+    with library._catalogue.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        assert set(sa.inspect(connection).get_table_names()) == {VERSION_TABLE}
+
+
+def test_of_many_who_open_it_at_once_one_makes_it(config):
+    def opened(number):
+        with open_library(config) as library:
+            return library.put(artifact(number % 3))
+
+    with ThreadPoolExecutor(8) as threads:
+        digests = set(threads.map(opened, range(8)))
+    with open_library(config) as library:
+        assert {entry.digest for entry in library.find()} == digests and len(digests) == 3
+
+
+def test_a_catalogue_of_a_newer_esper_is_refused(config, library, tmp_path):
+    library.put(artifact())
+    with library._catalogue.writing() as connection:
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    with pytest.raises(LibraryError, match=r"schema 9999, and this version of esper knows .*: it was made by a newer"):
+        open_library(config)
+
+
+# ---- what goes wrong with files -----------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_catalogue_is_said(tmp_path):
+    folder = tmp_path / "library"
+    folder.mkdir()
+    (folder / "catalogue.sqlite").write_bytes(b"something else" * 1000)
+    with pytest.raises(LibraryError, match="none of esper's or was damaged"):
+        open_library(folder)
+
+
+def test_a_damaged_catalogue_is_said(config, tmp_path):
+    with open_library(config) as library:
+        for number in range(40):
+            library.put(artifact(number))
+    file = tmp_path / "library" / "catalogue.sqlite"
+    with sqlite3.connect(file) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    raw.close()
+    data = bytearray(file.read_bytes())
+    data[4096:] = os.urandom(len(data) - 4096)
+    file.write_bytes(data)
+    with pytest.raises(LibraryError, match="backup"), open_library(config) as library:
+        library.find()
+
+
+def test_a_file_in_the_way_is_said(tmp_path):
+    (tmp_path / "library").write_text("")
+    with pytest.raises(LibraryError, match="take another folder"):
+        open_library(tmp_path / "library")
+
+
+@contextmanager
+def files_of_at_most(size):
+    """The system refuses larger files, as it does when the disk is full."""
+    import signal
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_disk_that_is_full_of_artifacts_is_said_and_nothing_is_half_there(library, tmp_path):
+    kept = library.put(artifact(1))
+    with files_of_at_most(1 << 17), pytest.raises(LibraryError, match=r"File too large.*free some space"):
+        library.put(LARGE)
+    assert library.find() == [library.entry(kept)] and library.verify().orphans == ()
+    assert library.get(library.put(LARGE)) == LARGE
+
+
+def test_a_disk_that_is_full_of_the_catalogue_is_said_and_nothing_is_lost(library, tmp_path):
+    acknowledged = []
+    size = (tmp_path / "library" / "catalogue.sqlite-wal").stat().st_size
+    with files_of_at_most(size + (1 << 18)), pytest.raises(LibraryError, match=r"catalogue.*(disk|full)"):
+        for number in range(1000):
+            acknowledged.append(library.put(artifact(number)))
+    assert acknowledged and {entry.digest for entry in library.find(limit=1000)} == set(acknowledged)
+    assert library.get(library.put(artifact(2000))) == artifact(2000) and library.verify().problems == ()
+
+
+@contextmanager
+def as_nobody():
+    """Permissions apply, whoever runs the tests."""
+    was = os.geteuid(), os.getegid()
+    if was[0] == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if was[0] == 0:
+            os.seteuid(was[0])
+            os.setegid(was[1])
+
+
+@pytest.mark.parametrize("locked", ["folder", "objects", "catalogue.sqlite"])
+def test_a_library_that_may_not_be_written_is_said(locked):
+    with TemporaryDirectory() as temporary:  # pytest's own folders are closed to others
+        folder = Path(temporary, "library")
+        with open_library(folder) as library:
+            kept = library.put(artifact(2))
+        Path(temporary).chmod(0o755)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o666)
+        for path in {"folder": [folder, *folder.glob("catalogue*")], "objects": [*folder.rglob("*/")]}.get(
+            locked, [folder / locked]
+        ):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        message = r"let this user write there|writable for this user"
+        with as_nobody(), pytest.raises(LibraryError, match=message), open_library(folder) as library:
+            library.put(artifact(1))
+        with open_library(folder) as library:
+            assert [entry.digest for entry in library.find()] == [kept] and library.get(kept) == artifact(2)
+
+
+def test_what_a_library_needs_is_named(monkeypatch, tmp_path):
+    from esper.library import opening
+
+    monkeypatch.setattr(opening, "find_spec", lambda name: None if name == "obstore" else 1)
+    with pytest.raises(MissingExtraError, match=r'needs the package obstore: pip install "esper\[library\]"'):
+        open_library(tmp_path)
+
+
+def test_an_artifact_of_64_bits_needs_that_mode(library, tmp_path):
+    import jax
+
+    with jax.enable_x64(True):
+        wide = artifact(dtype="float64", params={"a": jnp.ones(3, jnp.float64)})
+        digest = library.put(wide)
+        assert library.get(digest) == wide
+    with pytest.raises(ArtifactError, match="needs JAX's 64-bit mode"):
+        library.get(digest)
+    assert library.verify().problems == ()

@@ -1,0 +1,162 @@
+"""Artifacts as files of their own: into a library and out of it by the command, and hostile ones."""
+
+import json
+import struct
+
+import pytest
+from library.places import artifact
+
+from esper.cli import main
+from esper.errors import ArtifactError, LibraryError
+from esper.library import Measured, open_library
+from esper.library.content import pack, unpack
+from esper.library.files import Parcel, read_parcel, taken, write_parcel
+
+GAIN = Measured(0.25, 0.01, 6)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return str(tmp_path / "library")
+
+
+@pytest.fixture
+def filled(place):
+    with open_library(place) as library:
+        about = {"gain": GAIN, "flops": 12, "tags": ["a"], "run": "r", "data": "mnist", "lifecycle": "validated"}
+        return library.put(artifact(1), **about), library.put(artifact(2, blueprint="low_rank"))
+
+
+def said(capsys, *command, code=0):
+    assert main(["library", *command]) == code
+    return capsys.readouterr().out
+
+
+def test_list_and_show(place, filled, capsys):
+    text = said(capsys, "list", "--library", place)
+    assert filled[0][7:19] in text and "mlp width=4" in text and "+0.2500 ± 0.0100" in text
+    assert "in_features=3" in text
+    found = json.loads(said(capsys, "list", "--library", place, "--json", "--blueprint", "low_rank", "--limit", "3"))
+    assert [entry["digest"] for entry in found] == [filled[1]]
+    assert json.loads(said(capsys, "list", "--library", place, "--json", "--run", "r", "--min-gain", "0.2"))
+    assert json.loads(said(capsys, "list", "--library", place, "--json", "--tag", "b")) == []
+    text = said(capsys, "show", filled[0][7:17], "--library", place)
+    assert filled[0] in text and "mnist" in text
+    shown = json.loads(said(capsys, "show", filled[0], "--library", place, "--json"))
+    assert shown["origins"][0]["run"] == "r" and shown["parameters"] == 13
+
+
+def test_a_kernel_goes_by_file_from_one_library_to_another(place, filled, tmp_path, capsys):
+    file, other = str(tmp_path / "kernel.esper"), str(tmp_path / "other")
+    assert filled[0] in said(capsys, "pull", filled[0][7:19], "--to", file, "--library", place)
+    assert "1 kernels" in said(capsys, "push", file, "--library", other)
+    with open_library(place) as one, open_library(other) as two:
+        mine, theirs = (taken(library, filled[0]) for library in (one, two))
+        assert mine == theirs and theirs.told[0].time == mine.told[0].time
+        assert two.entry(filled[0]).gain == GAIN and len(two.find()) == 1
+
+
+def test_kernels_go_from_library_to_library(place, filled, tmp_path, capsys):
+    other, third = str(tmp_path / "other"), str(tmp_path / "third")
+    said(capsys, "pull", filled[1], "--to", other, "--library", place)
+    moved = json.loads(said(capsys, "push", "--from", place, "--library", other, "--json"))
+    assert set(moved["digests"]) == set(filled)
+    said(capsys, "push", filled[1][7:20], "--from", place, "--library", third)
+    with open_library(third) as library:
+        assert [entry.digest for entry in library.find()] == [filled[1]]
+    assert main(["library", "push", "--from", str(tmp_path / "nowhere"), "--library", other]) == 2
+    assert "holds no library" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
+
+
+def test_verify_and_gc(place, filled, capsys):
+    assert "2 artifacts read through, 0 of them not whole" in said(capsys, "verify", "--library", place)
+    with open_library(place) as library:
+        library.retire(filled[1], "worse")
+        blob = library.entry(filled[0]).blob
+        library._blobs.put(blob, b"x")
+    assert filled[0] in said(capsys, "verify", "--library", place, code=1)
+    assert filled[0] in json.loads(said(capsys, "verify", "--library", place, "--json", code=1))["problems"]
+    assert "would go" in said(capsys, "gc", "--library", place, "--grace", "0")
+    went = json.loads(said(capsys, "gc", "--library", place, "--grace", "0", "--delete", "--json"))
+    assert went["retired"] == [filled[1]] and len(went["objects"]) == 1 and not went["dry_run"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["show", "../../x"], "is no digest"),
+        (["show", "abcdef12"], "is in the library"),
+        (["push", "no-such-file.esper"], "is no file of a kernel"),
+        (["list", "--order-by", "beauty"], "ordered by gain"),
+    ],
+)
+def test_what_goes_wrong_is_one_message_and_2(place, filled, command, message, capsys):
+    assert main(["library", *command, "--library", place]) == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- hostile files --------------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_of_a_file_is_noticed():
+    data = pack(artifact(1), {"flops": 1})
+    sound = unpack(data, "it")
+    for place in range(0, len(data) * 8, 13):
+        hostile = bytearray(data)
+        hostile[place // 8] ^= 1 << place % 8
+        try:
+            found = unpack(bytes(hostile), "it")
+        except ArtifactError:
+            continue
+        assert found[0] == sound[0]  # what else the file says is no part of the kernel
+
+
+def forged(manifest, body=b""):
+    header = json.dumps({"__metadata__": {"esper.kernel": json.dumps(manifest)}}).encode()
+    return struct.pack("<Q", len(header)) + header + body
+
+
+HOSTILE = {
+    "nothing": b"",
+    "a header of 2**60 bytes": struct.pack("<Q", 1 << 60) + b"{}",
+    "no JSON": struct.pack("<Q", 4) + b"{{{{",
+    "nested": struct.pack("<Q", 200_000) + b"[" * 200_000,
+    "no manifest": struct.pack("<Q", 2) + b"{}",
+    "a list": forged([]),
+    "a newer format": forged({"schema": "esper.kernel-file/9"}),
+    "no recipe": forged({"schema": "esper.kernel-file/1", "digest": "x", "recipe": {}, "carried": None}),
+    "a class of no kind": forged(
+        {
+            "schema": "esper.kernel-file/1",
+            "digest": artifact(params={}).digest,
+            "recipe": artifact(params={}).recipe,
+            "carried": {"data": ["os.system", {"command": "true"}]},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused(data, tmp_path):
+    file = tmp_path / "hostile.esper"
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError):
+        read_parcel(file)
+
+
+@pytest.mark.parametrize(
+    "about", [{"tags": "x"}, {"lifecycle": 3}, {"flops": "many"}, {"told": [{"run": 1}]}, {"told": 3}], ids=str
+)
+def test_a_file_that_says_strange_things_is_refused(about, tmp_path):
+    file = tmp_path / "strange.esper"
+    file.write_bytes(pack(artifact(1), about))
+    with pytest.raises(ArtifactError, match="says of its kernel what no library has"):
+        read_parcel(file)
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LibraryError, match="cannot be written"):
+        write_parcel(tmp_path / "file" / "kernel.esper", Parcel(artifact(1)))
+    with pytest.raises(LibraryError, match="is no file of a kernel"):
+        read_parcel(tmp_path)

@@ -1,0 +1,318 @@
+"""The page: what it says, what it never does, and how large it gets."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from report.run_folders import EVIL, big, evaluation, folder, history, kernel, layer, life, network, record
+
+from esper.cli import main
+from esper.errors import ArgumentError, RunFolderError
+from esper.report import bounds, render, run, write
+from esper.report.page import SECTIONS
+from esper.report.write import names
+
+VOID = {"meta", "link", "br", "hr", "input", "col"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, and whether they are nested as they should be."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    def ids(self):
+        return [attrs["id"] for _, attrs in self.elements if "id" in attrs]
+
+    def all(self, name):
+        return [attrs for tag, attrs in self.elements if tag == name]
+
+    @property
+    def text(self):
+        return " ".join(self.texts)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """The page of some run folders."""
+
+    def made(*folders):
+        return Page(render([run(place) for place in folders]))
+
+    return made
+
+
+def test_every_section_is_there_with_what_the_run_says(page, tmp_path):
+    found = page(folder(tmp_path / "a"))
+    assert {f"r0-{name}" for name in SECTIONS} <= set(found.ids())
+    for wanted in (
+        "1 kernel germinated and 1 stayed: test accuracy is 90.0 % at step 100, up from 60.0 % before growth; "
+        "without growth it is 80.0 %.",
+        "\u00b1 1.5 % (standard error)",
+        "4 times the host's 100",
+        "gain +0.1 \u00b1 0.01",
+        "mlp(width=16)",
+        "host, and kernels that are blended in",
+        "2.00e-07",
+        "3 more seeds were dormant throughout.",
+    ):
+        assert wanted in found.text
+
+
+def test_the_page_is_well_formed_and_its_references_are_to_what_is_there(page, tmp_path):
+    found = page(folder(tmp_path / "a"), folder(tmp_path / "b"))
+    ids = found.ids()
+    assert len(ids) == len(set(ids))
+    for _, attrs in found.elements:
+        for name in ("aria-labelledby", "aria-describedby", "for"):
+            if name in attrs:
+                assert attrs[name] in ids, (name, attrs[name])
+        if attrs.get("href"):
+            assert attrs["href"].startswith("#") and attrs["href"][1:] in ids
+        for value in attrs.values():
+            for reference in re.findall(r"url\(#([^)]*)\)", value or ""):
+                assert reference in ids
+
+
+def test_headings_go_down_one_step_at_a_time(page, tmp_path):
+    for folders in ([folder(tmp_path / "a")], [folder(tmp_path / "a"), folder(tmp_path / "b")]):
+        levels = [int(tag[1]) for tag, _ in page(*folders).elements if re.fullmatch(r"h[1-6]", tag)]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_every_image_has_a_name_and_every_chart_a_table(page, tmp_path):
+    found = page(folder(tmp_path / "a"))
+    images = [attrs for attrs in found.all("svg") if attrs.get("role") == "img"]
+    assert len(images) >= 8 and all(attrs["aria-labelledby"] for attrs in images)
+    assert all(attrs.get("aria-hidden") == "true" for attrs in found.all("svg") if attrs.get("role") != "img")
+    for wanted in ("Loss by step", "Accuracy by step", "States of the seeds", "Layers in order of the forward"):
+        assert wanted in found.text
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing_but_its_own_script(tmp_path):
+    text = render([run(folder(tmp_path / "a"))])
+    found = Page(text)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    assert not {"img", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "image"} & {
+        tag for tag, _ in found.elements
+    }
+    for _, attrs in found.elements:
+        assert not {"src", "srcset", "style", "xlink:href"} & attrs.keys()
+        assert not any(name.startswith("on") for name in attrs)
+    policy = next(a["content"] for a in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert [a.get("type") for a in found.all("script")].count(None) == 1
+    assert "@import" not in text and "url(http" not in text
+
+
+def test_what_runs_hold_is_text_wherever_it_stands(tmp_path):
+    events = history()
+    events[0]["figures"] |= {EVIL: 1.0}
+    for event in [*life(EVIL, 0, 30), record(60, EVIL, EVIL, EVIL, 0), record(61, "hold", EVIL)]:
+        events.append(event | {"reason": EVIL})
+    events.append(evaluation(70, 0.5, **{f"validation_{EVIL}": 0.5, f"gain {EVIL}[0]": 1.0}))
+    events.append(record(80, "germinate", EVIL, "0", 0, blueprint=EVIL))
+    events.append(record(90, "rollback", EVIL, back_to=70, culled=EVIL))
+    events[3] |= {"time": EVIL, "run_id": EVIL}
+    evil = kernel(blueprint=EVIL, options={EVIL: EVIL}, state=EVIL)
+    place = folder(
+        tmp_path / "a",
+        events,
+        network_=network([layer(EVIL, [evil], type=EVIL, input=[EVIL, EVIL])]) | {"name": EVIL},
+        ledger={"phases": {EVIL: {"flops": 1, "seconds": 1}}, "kernels": [[EVIL, 0, 1, 5]], "stayed": []},
+        certificate={"max_rel": EVIL, "dtype": EVIL},
+    )
+    text = render([run(place, EVIL), run(place, EVIL)])
+    found = Page(text)
+    assert "<script>alert" not in text and "<img" not in text and "\u202e" not in text and "\x00" not in text
+    assert len(found.all("script")) == 1 + len([a for a in found.all("script") if a.get("type")])
+    assert not any(name.startswith("on") for _, attrs in found.elements for name in attrs)
+    assert found.text.count("<img src=x onerror=alert(2)>") > 20
+    for _, attrs in found.elements:
+        if attrs.get("type") == "application/json":
+            assert attrs.keys() == {"type", "id"}
+    for held in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.S):
+        assert json.loads(held)["steps"]
+
+
+def test_a_history_cut_short_is_read_up_to_there(tmp_path):
+    place = folder(tmp_path / "a", tail='{"step": 110, "event": "eval')
+    found = run(place)
+    assert found.notes == () and len(found.events) + len(found.control) == len(history())
+
+
+def test_lines_that_are_no_events_are_left_out_and_said(tmp_path, page):
+    events = history()
+    place = folder(tmp_path / "a", events[:2])
+    lines = "not json\n[1]\n" + "".join(json.dumps(event) + "\n" for event in events[2:])
+    with (place / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(lines)
+    assert "2 lines of history.jsonl are no events and were left out, the first of them line 3" in page(place).text
+
+
+def test_an_envelope_and_unknown_fields_change_nothing(tmp_path):
+    plain = run(folder(tmp_path / "a"))
+    more = [
+        event | {"schema_version": 1, "run_id": "x", "sequence": at, "time": "2026-01-01T00:00:00Z", "new": {"a": [1]}}
+        for at, event in enumerate(history())
+    ]
+    enveloped = run(folder(tmp_path / "b", more), "a")
+    assert [e.event for e in plain.events] == [e.event for e in enveloped.events]
+    assert [e.figures for e in plain.events] == [e.figures for e in enveloped.events]
+    assert enveloped.events[0].time == "2026-01-01T00:00:00Z"
+
+
+def test_an_event_that_was_written_twice_and_one_of_another_run_are_left_out(tmp_path):
+    mine = [event | {"run_id": "b", "sequence": at} for at, event in enumerate(history())]
+    other = [event | {"run_id": "a", "sequence": at} for at, event in enumerate(history()[:5])]
+    notice = record(90, "drops", "3 events were dropped") | {"run_id": "b", "sequence": 999}
+    found = run(folder(tmp_path / "a", [*other, *mine[:10], *mine[5:], notice]))
+    assert len(found.events) + len(found.control) == len(history())
+    assert "5 events of another run" in found.notes[0] and "drops 1" in found.notes[1]
+
+
+def test_a_run_that_failed_says_of_what(tmp_path, page):
+    events = [*[e for e in history() if e["run"] == "growth" and e["step"] < 60], record(55, "failed", "out of memory")]
+    text = page(folder(tmp_path / "a", events)).text
+    assert "The run ended with an error." in text and "It failed at step 55: out of memory" in text
+    assert "Still running" not in text and "step 55 of 100" in text
+
+
+def test_events_of_a_newer_version_are_among_the_decisions(tmp_path, page):
+    events = [*history(), record(60, "moved_house", "there was no room", "0", 0)]
+    text = page(folder(tmp_path / "a", events)).text
+    assert "moved house" in text and "there was no room" in text
+
+
+def test_events_of_a_later_schema_are_refused_with_what_to_do(tmp_path):
+    place = folder(tmp_path / "a", [event | {"schema_version": 2} for event in history()])
+    with pytest.raises(ArgumentError, match=r"line 1: events of schema version '2'.*reads 1; read it with the version"):
+        run(place)
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        (None, "no such run folder; `esper grow CONFIG` writes one"),
+        ({}, r"holds history.jsonl, and this one does not \(it holds nothing\)"),
+        ({"ledger.json": "{}"}, r"does not \(it holds ledger.json\); name the folder"),
+    ],
+)
+def test_a_folder_without_a_run_is_an_error_that_says_what_to_do(tmp_path, files, message):
+    place = tmp_path / "run"
+    if files is not None:
+        place.mkdir()
+        for name, text in files.items():
+            (place / name).write_text(text)
+    with pytest.raises(RunFolderError, match=message):
+        run(place)
+
+
+def test_a_history_without_any_event_is_refused(tmp_path):
+    place = folder(tmp_path / "a", [], tail="nothing\nof the kind\nat all\n")
+    with pytest.raises(ArgumentError, match="no line of it is an event"):
+        run(place)
+
+
+def test_a_run_that_goes_on_is_reported_as_far_as_it_is(tmp_path, page):
+    events = [event for event in history() if event["run"] == "growth" and event["step"] <= 60]
+    place = folder(tmp_path / "a", events, ledger=None, certificate=None, network_={})
+    (place / "network.json").unlink(missing_ok=True)
+    found = run(place)
+    assert found.is_running and found.network is None
+    text = page(place).text
+    for wanted in ("Still running", "at step 60 of 100", "has not written ledger.json", "network.json", "certificate"):
+        assert wanted in text
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path, page):
+    place = folder(tmp_path / "a", history()[:1], ledger=None, certificate=None)
+    assert "No evaluation has been recorded yet." in page(place).text
+
+
+@pytest.mark.parametrize("held", ['{"phases"', "[]", '{"schema_version": 99, "layers": []}', '{"schema_version": 1}'])
+def test_a_file_that_cannot_be_used_is_said_and_the_rest_is_there(tmp_path, page, held):
+    place = folder(tmp_path / "a")
+    (place / "network.json").write_text(held)
+    found = run(place)
+    assert found.network is None and "network.json" in " ".join(found.notes)
+    assert "test accuracy is 90.0 %" in page(place).text
+
+
+def test_values_that_are_not_finite_are_gaps(tmp_path, page):
+    events = history()
+    for event in events:
+        if event["event"] == "evaluate" and event["step"] in (30, 40):
+            event["figures"] = dict.fromkeys(event["figures"])
+    text = page(folder(tmp_path / "a", events)).text
+    assert "not a number" in text
+    paths = re.findall(r'd="([^"]*)"', render([run(tmp_path / "a")]))
+    assert not any("nan" in path or "inf" in path for path in paths)
+
+
+def test_a_page_stays_small_however_long_the_run(tmp_path):
+    place = folder(
+        tmp_path / "a", big(), network_=network([layer(f"blocks.{n}.mlp.fc1", [kernel()]) for n in range(600)])
+    )
+    text = render([run(place)])
+    assert len(text) < 3_000_000
+    found = Page(text)
+    assert "The first and last 300 of 24,000; history.jsonl has all of them." in found.text
+    assert len([a for a in found.all("tr") if "data-event" in a]) == bounds.DECISIONS
+    assert "more are not marked" in found.text
+
+
+def test_several_runs_are_compared(tmp_path, page):
+    folders = [folder(tmp_path / name / "seed0") for name in "abc"]
+    found = Page(render([run(place, name) for place, name in zip(folders, names(folders), strict=True)]))
+    assert "3 runs" in found.text and "Validation loss of the runs" in found.text
+    assert {"r0", "r1", "r2", "all-comparison"} <= set(found.ids())
+    assert "b/seed0" in found.text
+
+
+def test_the_number_of_runs_is_bounded(tmp_path):
+    held = run(folder(tmp_path / "a"))
+    with pytest.raises(ArgumentError, match="1 to 24 runs, not 25"):
+        render([held] * 25)
+    with pytest.raises(ArgumentError, match="not 0"):
+        render([])
+
+
+def test_the_command_writes_the_page(tmp_path, capsys):
+    place = folder(tmp_path / "a")
+    assert main(["report", str(place)]) == 0
+    assert "open it in a browser" in capsys.readouterr().out
+    assert (place / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    target = tmp_path / "new" / "both.html"
+    assert main(["report", str(place), str(place), "-o", str(target)]) == 0
+    assert target.exists() and [found.name for found in target.parent.iterdir()] == ["both.html"]
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "no such run folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_folder_may_be_given_by_itself(tmp_path):
+    place = folder(tmp_path / "a")
+    assert write(place, tmp_path / "one.html") == tmp_path / "one.html"

@@ -1,0 +1,165 @@
+"""What happened, worked out from events: rollbacks, lives of seeds, alpha."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from report.run_folders import evaluation, history, life, record
+
+from esper.drawing.lanes import Span
+from esper.growth.schedule import SCHEDULES
+from esper.lifecycle import SeedLifecycleState
+from esper.report import timeline
+from esper.report.read import Event, gone_on
+from esper.train.ledger import PHASES
+
+START = record(0, "start", steps=100, every=10, blend_steps=10, schedule="linear")
+
+
+def events(*plain):
+    fields = ("step", "event", "reason", "layer", "seed", "figures", "run")
+    return tuple(Event(**{name: held[name] for name in fields}) for held in plain)
+
+
+def only(*plain):
+    (found,) = timeline.lives(events(*plain))
+    return found
+
+
+def test_a_life_is_its_states_in_order():
+    found = only(START, *life(at=20), record(100, "end"))
+    assert [(s.start, s.end, s.state) for s in found.spans] == [
+        (10, 20, "LOADING"),
+        (20, 40, "TRAINING"),
+        (40, 50, "GRAFTING"),
+        (50, 70, "ACTIVE"),
+        (70, 100, "FOSSILIZED"),
+    ]
+    assert found.blueprints == ("mlp",) and found.place == ("0", 0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_alpha_is_what_the_schedule_makes_of_the_steps(schedule):
+    start = record(0, "start", blend_steps=10, schedule=schedule)
+    drawn = only(start, *life(at=20), record(100, "end")).alpha
+    steps, values = np.array(drawn).T
+    assert (np.diff(steps) >= 0).all()
+    for step, value in drawn:
+        if 40 < step < 50:
+            wanted = float(SCHEDULES[schedule](jnp.float32((step - 40) / 10)))
+            assert value == pytest.approx(wanted, abs=1e-5)
+    assert max(values[steps <= 40]) == 0 and (values[steps >= 50] == 1).all()
+
+
+def test_alpha_that_was_measured_is_believed_where_the_schedule_is_not_known():
+    start = record(0, "start")
+    seen = [evaluation(44, 1.0, **{"alpha 0[0]": 0.3}), evaluation(48, 1.0, **{"alpha 0[0]": 0.9})]
+    born, grafting, *rest = life(at=20)[1:]
+    drawn = only(start, born, grafting, *seen, *rest, record(100, "end")).alpha
+    assert (44, 0.3) in drawn and (48, 0.9) in drawn and drawn[-1] == (100, 1.0)
+
+
+def test_alpha_follows_what_was_set_and_falls_when_the_kernel_goes():
+    drawn = only(
+        START,
+        *life(at=20)[:4],
+        record(60, "alpha", "less", "0", 0, alpha=0.4),
+        record(80, "culled", "no gain", "0", 0),
+        record(100, "end"),
+    ).alpha
+    at = dict(drawn)  # the last value at each step
+    assert at[60] == 0.4 and at[80] == 0 and at[100] == 0 and (80, 0.4) in drawn
+
+
+def test_a_ramp_down_goes_to_nothing():
+    drawn = only(START, *life(at=20)[:4], record(60, "grafting", "out", "0", 0), record(100, "end")).alpha
+    assert drawn[-3:] == ((60, 1.0), (70, 0.0), (100, 0.0))
+
+
+def test_a_seed_that_holds_nothing_has_no_span():
+    found = only(
+        START, *life(at=20)[:2], record(30, "culled", "", "0", 0), record(40, "dormant", "", "0", 0), record(90, "end")
+    )
+    assert found.spans[-1] == Span(30, 40, "CULLED") and found.alpha == ()
+    declined = only(START, record(10, "prepare"), record(20, "declined", "none", "0", 0), record(90, "end"))
+    assert declined.spans == (Span(10, 20, "LOADING"),)
+
+
+def test_a_rollback_takes_back_what_came_after_and_culls_whom_it_blames():
+    found = events(
+        START,
+        *life(at=20)[:3],
+        record(40, "prepare", "new kernels: mlp at 2[0]"),
+        record(50, "active", "", "0", 0),
+        evaluation(50, 1.0),
+        record(50, "germinate", "too early", "2", 0, blueprint="mlp"),
+        evaluation(60, 9.0),
+        record(70, "rollback", "diverged", back_to=50, retry=1, culled="0[0]", validation_loss=99.0),
+        evaluation(60, 0.9),
+        record(100, "end"),
+    )
+    kept = timeline.curve(found, "validation_loss")
+    assert kept.points == ((50, 1.0), (60, 0.9)) and kept.lost == (((50, 1.0), (60, 9.0), (70, 99.0)),)
+    seed, gone = timeline.lives(found)
+    # What was decided at step 50 was decided after the state to go back to had been kept.
+    assert [(s.state, s.start, s.end) for s in seed.spans[-2:]] == [("GRAFTING", 40, 50), ("CULLED", 50, 100)]
+    assert gone.place == ("2", 0) and gone.spans == (Span(40, 50, "LOADING"),)
+    undone = [found[at] for at in sorted(timeline.thrown_away(found))]
+    assert [event.event for event in undone] == ["active", "germinate"]
+
+
+def test_a_kernel_that_failed_within_a_step_is_seen_from_there_on():
+    failed = {"failed 0[0]": 44.0}
+    found = only(
+        START,
+        *life(at=20)[:3],
+        evaluation(50, 1.0, **failed),
+        evaluation(60, 1.0, **failed),
+        record(60, "training", "tried again", "0", 0),
+        record(90, "end"),
+    )
+    assert [(s.state, s.start, s.end) for s in found.spans[2:]] == [
+        ("GRAFTING", 40, 44),
+        ("ERROR_RECOVERY", 44, 60),
+        ("TRAINING", 60, 90),
+    ]
+    assert dict(found.alpha)[44] == 0
+
+
+def test_a_run_that_was_given_up_ends_where_it_went_back_to():
+    found = events(START, evaluation(10, 1.0), record(30, "give_up", "diverged", back_to=10), record(10, "end"))
+    assert timeline.end_step(found) == 10 and timeline.planned_steps(found) == 100
+
+
+def test_what_happened_again_after_a_resume_is_told_once():
+    before = [START, evaluation(10, 1.0), record(10, "hold", "not yet"), evaluation(20, 0.9), record(20, "end")]
+    after = [record(10, "resume"), record(10, "hold", "not yet"), evaluation(20, 0.9), evaluation(30, 0.8)]
+    found = gone_on(events(*before, *after))
+    assert [(e.step, e.event) for e in found] == [
+        (0, "start"),
+        (10, "evaluate"),
+        (10, "hold"),
+        (10, "resume"),
+        (20, "evaluate"),
+        (30, "evaluate"),
+    ]
+
+
+def test_the_curves_and_scores_of_a_run():
+    held = [plain for plain in history() if plain["run"] == "growth"]
+    found = events(*held)
+    assert timeline.names_measured(found)[:2] == ["test_loss", "test_accuracy"]
+    assert len(timeline.curve(found, "train_loss").points) == 10
+    assert set(timeline.scores(found)) == {"untrained", "before growth", "end"}
+    assert timeline.curve(found, "nothing").points == ()
+
+
+def test_the_report_knows_every_state_and_phase():
+    from esper.drawing.states import EVENTS, STATES
+    from esper.report.sections.books import PHASES as SHOWN
+
+    assert set(STATES) == {state.name for state in SeedLifecycleState}
+    assert set(timeline.STATES.values()) <= set(STATES) and set(EVENTS.values()) <= set(STATES)
+    assert SHOWN == PHASES
+    assert math.isnan(Event(0, "evaluate").number("nothing"))

@@ -1,0 +1,148 @@
+"""Remote control through a real Redis: the contract of channels, and what becomes of runs when it is slow or gone."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+from control.contract import CHECKS
+from control.runs import GROWTH, KEYS, alone, bit_equal, run, told
+
+from esper.configs import RedisConfig
+from esper.control import Controller, RemotePolicy, serve
+from esper.control.channel import CONTROLLER
+from esper.control.redis import RedisChannel
+from esper.errors import ChannelError
+from esper.growth.tamiyo import Tamiyo
+from services.proxy import proxy
+from services.servers import redis
+
+PATIENT = 60.0
+
+
+@contextmanager
+def ends(section):
+    """What makes ends of a channel, all closed after the test."""
+    made = []
+
+    def end(inbox, **changes):
+        made.append(RedisChannel(RedisConfig(**{**section, **changes}), inbox, timeout=PATIENT))
+        return made[-1]
+
+    try:
+        yield end
+    finally:
+        for channel in made:
+            channel.close()
+
+
+@contextmanager
+def serving(channel):
+    stop = threading.Event()
+    given = (Controller(Tamiyo(GROWTH), KEYS), channel, stop)
+    thread = threading.Thread(target=serve, args=given, kwargs={"poll": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def section(redis_server):
+    """A database of its own for every test, emptied."""
+    section = {**redis_server.section, "database": 7}
+    end = RedisChannel(RedisConfig(**section), "nobody")
+    end._client.flushdb()
+    end.close()
+    return section
+
+
+def remote(channel, **changes):
+    return RemotePolicy(channel, KEYS, local=Tamiyo(GROWTH), run="run-1", **{"timeout": PATIENT, **changes})
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_channels(check, section):
+    with ends(section) as end:
+        check(end)
+
+
+def test_an_inbox_goes_when_nobody_writes_to_it_any_more(section):
+    with ends(section) as end:
+        own = end("run-1")
+        own.send("run-1", b"message")
+        assert 0 < own._client.ttl("esper:control:run-1") <= 24 * 3600
+
+
+@pytest.mark.parametrize("changes", [{"password": "wrong"}, {"port": 1}])
+def test_a_server_that_refuses(section, changes):
+    with ends(section) as end:
+        channel = end("run-1", **changes)
+        with pytest.raises(ChannelError, match=r"redis at 127\.0\.0\.1") as error:
+            channel.receive(0)
+        assert section["password"] not in str(error.value) and "wrong" not in str(error.value).replace("WRONGPASS", "")
+        found = run(remote(channel))
+        assert bit_equal(found, alone()) and "redis at 127.0.0.1" in told(found, "remote")[0]
+
+
+def test_the_same_run_bit_for_bit(section):
+    with ends(section) as end, serving(end(CONTROLLER)):
+        found = run(remote(end("run-1")))
+    assert bit_equal(found, alone())
+    assert told(found, "remote") == [f"the controller decides on observation {n}" for n in range(1, decided(found) + 1)]
+
+
+def decided(found):
+    return len(told(found, "remote"))
+
+
+def test_redis_is_killed_and_restarted_in_mid_run(tmp_path):
+    """Nobody is asked in vain twice, training goes on, and afterwards the controller decides again."""
+
+    def disturb(record, run):
+        if record.event == "evaluate" and record.step == 10:
+            server.kill()
+        if record.event == "evaluate" and record.step == 20:
+            server.start()
+
+    with redis(tmp_path) as server, ends(server.section) as end, serving(end(CONTROLLER)):
+        found = run(remote(end("run-1"), patience=1, longest_rest=1), steps=60, callbacks=[disturb])
+    assert bit_equal(found, run(steps=60))
+    who = [reason.split(":")[0] for reason in told(found, "remote")]
+    assert who[0].startswith("the controller") and "the local default decides" in who
+    assert who[-1].startswith("the controller")
+
+
+def test_a_server_that_hangs_costs_the_timeout_and_no_more(tmp_path):
+    with redis(tmp_path) as server, ends(server.section) as end:
+        channel = RedisChannel(RedisConfig(**server.section), "run-1", timeout=0.2)
+        server.pause()
+        found = run(remote(channel, timeout=0.2))
+        server.resume()
+        channel.close()
+        end("nobody").receive(0)
+    assert bit_equal(found, alone())
+    assert [reason.split(":")[0] for reason in told(found, "remote")] == ["the local default decides"] * decided(found)
+
+
+def test_a_network_that_is_slower_than_the_timeout(section):
+    with proxy(section["port"], delay=0.4) as slow, ends(section) as end, serving(end(CONTROLLER)):
+        channel = RedisChannel(RedisConfig(**{**section, "port": slow.port}), "run-1", timeout=0.3)
+        found = run(remote(channel, timeout=0.3))
+        channel.close()
+    assert bit_equal(found, alone())
+    assert all(reason.startswith("the local default") for reason in told(found, "remote"))
+
+
+def test_a_network_that_is_slow_and_fast_enough(section):
+    with proxy(section["port"], delay=0.05) as slow, ends(section) as end, serving(end(CONTROLLER)):
+        found = run(remote(end("run-1", port=slow.port)), steps=15)
+    assert all(reason.startswith("the controller") for reason in told(found, "remote"))
+
+
+def test_connections_that_are_cut(section):
+    with proxy(section["port"]) as line, ends(section) as end, serving(end(CONTROLLER)):
+        found = run(remote(end("run-1", port=line.port)), callbacks=[lambda record, run: line.cut()])
+    assert bit_equal(found, alone())
+    assert all(reason.startswith("the controller") for reason in told(found, "remote"))

@@ -1,0 +1,211 @@
+"""The bus: nobody waits for a sink, what is lost is counted and said, and one that comes back is used again."""
+
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from esper.errors import ArgumentError, TelemetryError
+from esper.telemetry import Bus, Jsonl, Subscriber, bus, lane, read
+from telemetry.samples import Collecting, evaluation
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name, seconds in (("_FIRST", 0.001), ("_LONGEST", 0.01), ("_SOON", 0.001), ("_REPORTS", 0.0)):
+        monkeypatch.setattr(lane, name, seconds)
+    monkeypatch.setattr(bus, "_LINGER", 0.001)
+
+
+def publish(bus, steps):
+    for step in steps:
+        bus.publish(evaluation(step))
+
+
+def test_a_blocked_sink_hinders_nobody_and_its_drops_are_counted_and_said():
+    blocked, free = Collecting("blocked"), Collecting("free")
+    blocked.open.clear()
+    with Bus(blocked, free, bound=10) as bus:
+        bus.publish(evaluation(0))
+        assert blocked.entered.wait(30)  # with the first event in its hands
+        for step in range(1, 101):
+            bus.publish(evaluation(step))
+            wait_for(lambda step=step: len(free.of("evaluate")) == step + 1)
+        assert blocked.events == [] and bus.counts()["blocked"].dropped == 90
+        blocked.open.set()
+        wait_for(lambda: blocked.of("drops"))
+        publish(bus, [101])
+    assert [event.step for event in blocked.of("evaluate")] == [0, *range(91, 102)]  # the oldest gave way
+    first, last = free.of("drops")
+    assert first.figures == {"sink": "blocked", "dropped": 90, "total": 90} and "90 events" in first.reason
+    assert last.figures == {"sink": "blocked", "total": 90}  # the summary
+    assert bus.counts()["blocked"].dropped == 90 and bus.counts()["free"].dropped == 0
+    gaps = [b - a for a, b in zip(blocked.numbers(), blocked.numbers()[1:], strict=False)]
+    assert sum(gap - 1 for gap in gaps) == 90  # numbers make it visible
+
+
+def wait_for(condition):
+    """Returns once it holds; a test that waits for ever fails by the run's time limit."""
+    pause = threading.Event()
+    for _ in range(30_000):
+        if condition():
+            return
+        pause.wait(0.001)
+    raise AssertionError("it never came")
+
+
+def test_a_sink_that_comes_back_gets_what_waited_and_it_is_said_once(caplog):
+    caplog.set_level(logging.WARNING, "esper.telemetry")
+    away, other = Collecting("away", failures=6), Collecting("other")
+    with Bus(away, other) as bus:
+        publish(bus, range(20))
+        wait_for(lambda: other.of("sink_up"))
+    assert [event.step for event in away.of("evaluate")] == list(range(20))
+    assert away.numbers() == sorted(away.numbers()) and bus.counts()["away"].dropped == 0
+    (down,), (up,) = other.of("sink_down"), other.of("sink_up")
+    assert down.reason == "the server is away: start it" and down.figures == up.figures == {"sink": "away"}
+    assert [record.message for record in caplog.records] == [
+        "telemetry to away fails, training goes on: the server is away: start it",
+        "telemetry to away works again",
+    ]
+
+
+def test_what_a_dead_sink_misses_is_in_the_summary():
+    dead, other = Collecting("dead", failures=10**9), Collecting("other")
+    bus = Bus(dead, other, bound=8)
+    for step in range(30):
+        publish(bus, [step])
+        wait_for(lambda step=step: len(other.of("evaluate")) == step + 1)
+    counts = bus.close(timeout=0.05)
+    lost = counts["dead"].dropped
+    assert counts["dead"].written == 0 and lost >= 30 and counts["dead"].problem == "the server is away: start it"
+    (summary,) = other.of("drops")
+    assert summary.figures["sink"] == "dead" and 30 <= summary.figures["total"] <= lost
+    assert dead.closed and other.closed and bus.counts() == counts
+
+
+def test_events_that_a_sink_cannot_take_are_given_up_and_others_are_not():
+    picky = Collecting("picky", failures=5, error=ValueError("not this one"))
+    with Bus(picky) as bus:
+        publish(bus, [0])
+        wait_for(lambda: bus.counts()["picky"].dropped == 1)
+        publish(bus, [1])
+    assert [event.step for event in picky.of("evaluate")] == [1]
+    assert picky.of("sink_down")[0].reason == "ValueError: not this one"
+
+
+def test_closing_ends_though_a_sink_hangs():
+    hung, other = Collecting("hung"), Collecting("other")
+    hung.open.clear()
+    bus = Bus(hung, other)
+    publish(bus, range(5))
+    assert hung.entered.wait(30)
+    counts = bus.close(timeout=0.05)
+    assert counts["hung"].written == 0 and counts["hung"].dropped >= 5 and not hung.closed and other.closed
+    assert other.of("drops")[0].figures["sink"] == "hung"
+    hung.open.set()
+
+
+def test_what_comes_after_closing_is_told_to_nobody():
+    sink = Collecting()
+    bus = Bus(sink)
+    publish(bus, [0])
+    first = bus.close()
+    publish(bus, [1])
+    assert bus.close() is first and len(sink.events) == 1
+
+
+def test_a_run_that_fails_says_so():
+    sink = Collecting()
+    with pytest.raises(KeyError), Bus(sink) as bus:
+        publish(bus, [7])
+        raise KeyError("secret")
+    assert [(event.event, event.step, event.reason) for event in sink.events[1:]] == [
+        ("failed", 7, "the run ended by KeyError")
+    ]
+
+
+def test_a_record_that_is_none_does_not_stop_the_others():
+    sink = Collecting()
+    with Bus(sink) as bus:
+        bus.publish(evaluation(-1))
+        bus.publish(evaluation(1))
+    assert [event.event for event in sink.events] == ["malformed", "evaluate"]
+
+
+def test_a_subscriber_that_fails_in_the_middle_is_not_told_twice():
+    told, fail = [], [True]
+
+    def listen(event):
+        if event.step == 3 and fail:
+            fail.pop()
+            raise OSError("once")
+        told.append(event.step)
+
+    with Bus(Subscriber(listen)) as bus:
+        publish(bus, range(6))
+        wait_for(lambda: len(told) > 5)
+    assert [step for step in told if step < 5] == list(range(5))
+
+
+@pytest.mark.parametrize("bound", [0, -1])
+def test_bounds_and_names_are_checked(bound):
+    with pytest.raises(ArgumentError, match="at least one"):
+        Bus(bound=bound)
+    with pytest.raises(ArgumentError, match="a name of its own"):
+        Bus(Collecting(), Collecting())
+
+
+def test_errors_hold_no_login_of_a_url():
+    sink = Collecting(failures=1, error=TelemetryError("http://me:pass@host refuses"))
+    with Bus(sink) as bus:
+        publish(bus, [0])
+    assert sink.of("sink_down")[0].reason == "http://***@host refuses"
+
+
+def run(script, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_process_that_never_closes_it_loses_nothing(tmp_path):
+    script = """
+import sys
+from esper.telemetry import Bus, Jsonl
+bus = Bus(Jsonl(sys.argv[1]))
+for _ in range(3000):
+    bus.tell("hold", "")
+"""
+    run(script, str(tmp_path / "history.jsonl"))
+    assert len(read(tmp_path)) == 3000
+
+
+def test_a_forked_child_tells_nothing_twice(tmp_path):
+    script = """
+import os, sys
+from esper.telemetry import Bus, Jsonl
+bus = Bus(Jsonl(sys.argv[1]))
+bus.tell("hold", "parent")
+child = os.fork()
+bus.tell("hold", "child" if child == 0 else "parent")
+if child == 0:
+    bus.close()
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+bus.close()
+"""
+    run(script, str(tmp_path / "history.jsonl"))
+    assert [event.reason for event in read(tmp_path)] == ["parent", "parent"]
+
+
+def test_two_runs_in_one_process_do_not_meet(tmp_path):
+    with Bus(Jsonl(tmp_path / "a.jsonl")) as a, Bus(Jsonl(tmp_path / "b.jsonl")) as b:
+        publish(a, [1])
+        publish(b, [2])
+    assert a.run_id != b.run_id
+    assert [[event.step for event in read(tmp_path / name)] for name in ("a.jsonl", "b.jsonl")] == [[1], [2]]

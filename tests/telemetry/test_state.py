@@ -1,0 +1,210 @@
+"""What events say of a run, and what a terminal shows of it."""
+
+import io
+import math
+import re
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+from rich.console import Console
+
+from esper.cli import main, watch
+from esper.telemetry import Bus, Jsonl, RunState, event_of, states
+from esper.telemetry.events import KINDS
+from esper.telemetry.showing import board, sentence
+from esper.telemetry.state import SeedState, after
+from esper.train.history import Record
+from telemetry.samples import evaluation, record
+
+
+def stamped(*told, run_id="r"):
+    return [event_of(each, run_id=run_id, sequence=at, seconds=1e9 + at) for at, each in enumerate(told)]
+
+
+def of(*told):
+    (state,) = states(stamped(*told)).values()
+    return state
+
+
+def test_a_run_from_its_start_to_its_end():
+    state = of(
+        Record(0, "start", compiles=2, compile_seconds=1.5),
+        evaluation(10, loss=2.0),
+        Record(10, "hold", "too early"),
+        evaluation(20, loss=1.0),
+        Record(20, "end", "the last step is done", compiles=1, compile_seconds=0.5),
+    )
+    assert (state.status, state.step, state.why) == ("ended", 20, "the last step is done")
+    assert state.curves == {"loss": ((10, 2.0), (20, 1.0))}
+    assert (state.compiles, state.compile_seconds, state.missed) == (3, 2.0, 0)
+    assert [event.reason for event in state.decisions] == ["too early"]
+    assert (state.last - state.began).total_seconds() == 4
+
+
+@pytest.mark.parametrize(
+    ("told", "seed"),
+    [
+        (["germinate"], SeedState("training", 0, 0.0, "mlp")),
+        (["germinate", "grafting"], SeedState("grafting", 1, None, "mlp")),
+        (["germinate", "grafting", "alpha"], SeedState("grafting", 1, 0.5, "mlp")),
+        (["germinate", "grafting", "active"], SeedState("active", 2, 1.0, "mlp")),
+        (["germinate", "grafting", "active", "fossilized"], SeedState("fossilized", 3, 1.0, "mlp")),
+        (["germinate", "culled"], SeedState("culled", 1, 0.0, "mlp")),
+        (["germinate", "culled", "dormant"], SeedState("dormant", 2, 0.0, "mlp")),
+        (["declined"], SeedState("dormant", 0)),
+        (["germinate", "remove"], SeedState("dormant", 1)),
+    ],
+    ids=str,
+)
+def test_a_seeds_life(told, seed):
+    assert of(*[record(kind, step) for step, kind in enumerate(told)]).seeds == {("encoder.0", 1): seed}
+
+
+def test_a_rollback_takes_back_what_came_after_and_culls_who_is_to_blame():
+    culled = {"back_to": 10, "culled": "head[0], (root)[1]"}
+    state = of(
+        *[evaluation(step, loss=1.0) for step in (5, 10, 15)],
+        Record(10, "active", "x", "head", 0),
+        Record(10, "active", "x", "", 1),
+        Record(10, "active", "x", "body", 0),
+        Record(20, "rollback", "the loss is not finite", figures=culled),
+    )
+    assert state.curves == {"loss": ((5, 1.0), (10, 1.0))} and (state.step, state.rollbacks) == (10, 1)
+    assert [seed.state for seed in state.seeds.values()] == ["culled", "culled", "active"]
+
+
+def test_a_resume_goes_back_to_its_step():
+    state = of(Record(0, "start"), evaluation(5, loss=1.0), evaluation(10, loss=1.0), Record(5, "resume"))
+    assert state.curves == {"loss": ((5, 1.0),)} and state.status == "running" and state.step == 5
+
+
+def test_events_that_come_twice_count_once_and_gaps_are_counted():
+    told = stamped(*[evaluation(step, loss=1.0) for step in range(10)])
+    twice = states([*told[:4], *told[2:6], *told[8:]])["r", "growth"]
+    assert [step for step, _ in twice.curves["loss"]] == [0, 1, 2, 3, 4, 5, 8, 9] and twice.missed == 2
+
+
+def test_sinks_that_are_down_and_what_they_missed():
+    down = Record(1, "sink_down", "start it", figures={"sink": "redis"})
+    drops = Record(1, "drops", "x", figures={"sink": "redis", "total": 5})
+    assert of(down, drops).down == {"redis": "start it"} and of(down, drops).dropped == {"redis": 5}
+    assert of(down, drops, Record(1, "sink_up", figures={"sink": "redis"})).down == {}
+
+
+def test_several_runs_are_kept_apart():
+    told = [*stamped(evaluation(1), run_id="a"), *stamped(evaluation(2), Record(3, "start", run="control"), run_id="b")]
+    found = states(told)
+    assert {key: state.step for key, state in found.items()} == {
+        ("a", "growth"): 1,
+        ("b", "growth"): 2,
+        ("b", "control"): 3,
+    }
+    assert states(told[1:], states(told[:1])) == found
+
+
+def test_long_curves_are_thinned_out_and_keep_their_ends():
+    curve = of(*[evaluation(step, loss=float(step)) for step in range(3000)]).curves["loss"]
+    assert len(curve) <= 512 and curve[0] == (0, 0.0) and curve[-1] == (2999, 2999.0)
+    assert [step for step, _ in curve] == sorted({step for step, _ in curve})
+
+
+def test_reducing_changes_nothing_it_was_given():
+    state = of(evaluation(1, loss=1.0), record("germinate"))
+    before = repr(state)
+    for at, kind in enumerate([*KINDS, "a_kind_of_tomorrow"]):
+        assert isinstance(after(state, event_of(record(kind), run_id="r", sequence=9 + at, seconds=1e9)), RunState)
+    assert repr(state) == before
+
+
+# ---- for a terminal -------------------------------------------------------------------------------------
+
+
+def shown(found, **options):
+    console = Console(width=100, file=io.StringIO(), force_terminal=False)
+    console.print(board(found, now=datetime.fromtimestamp(1e9 + 90, UTC), **options))
+    return console.file.getvalue()
+
+
+def test_a_board_shows_what_matters():
+    told = stamped(
+        Record(0, "start"),
+        *[evaluation(step, loss=float(step)) for step in range(8)],
+        evaluation(8, loss=math.nan),
+        Record(9, "grafting", "it gains 0.5 [bold]", "head", 0),
+        Record(9, "drops", "x", figures={"sink": "redis", "total": 1234}),
+    )
+    text = shown(states(told))
+    for wanted in ("r  growth", "running", "step 9", "1 min ago", "▁▂▃▄▅▆▇█", "head[0]",
+                   "alpha rising", "it gains 0.5 [bold]", "redis missed 1,234 events"):  # fmt: skip
+        assert wanted in text
+    assert shown(states(told), unicode=False).count("_.-=+*#@") == 1
+    assert "nothing has happened yet" in shown({})
+
+
+def test_a_sentence_says_it_all():
+    (event,) = stamped(Record(9, "germinate", "why", "", 0, {"width": 4, "gain": 0.123456}))
+    assert sentence(event) == "r growth step 9: germinate (root)[0]: why, width 4, gain 0.1235"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a", "b"):
+        with Bus(Jsonl(tmp_path / name / "history.jsonl"), run_id=f"run-{name}") as bus:
+            bus.publish(Record(0, "start", "go"))
+            bus.publish(evaluation(10, loss=0.5))
+    return tmp_path
+
+
+def test_watch_once_shows_several_runs(folder, capsys):
+    assert main(["watch", "--once", str(folder / "a"), str(folder / "b" / "history.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "run-a" in out and "run-b" in out and out.count("running") == 2 and "0.5" in out
+    assert main(["watch", "--once", str(folder)]) == 0
+    assert capsys.readouterr().out.count("run-") == 2
+
+
+def test_watch_finds_the_folder_of_a_configuration(folder, capsys):
+    config = folder / "config.yaml"
+    config.write_text(f"name: x\ntraining: {{output_dir: {folder / 'a'}}}\n")
+    assert main(["watch", "--once", "--config", str(config)]) == 0
+    assert "run-a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to watch"),
+        (["nowhere"], "no events yet"),
+        (["--new", "nowhere"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_watched_is_one_message_and_2(arguments, message, capsys):
+    assert main(["watch", "--once", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_in_a_terminal_the_view_changes():
+    told = stamped(Record(0, "start"), evaluation(10, loss=0.5), Record(20, "end", "done"))
+    console = Console(width=100, file=io.StringIO(), force_terminal=True)
+    assert watch._live(iter(told), console) == 0
+    last = console.file.getvalue().rpartition("r  growth")[2]
+    assert "ended" in last and "step 20" in last and "0.5" in last and "\x1b" in last
+
+
+def test_watch_prints_lines_where_there_is_no_terminal_until_it_is_interrupted(folder):
+    # A process that is started in the background may have been told to ignore the signal.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; from esper.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "watch", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(4)]
+        with Bus(Jsonl(folder / "a" / "history.jsonl", resume=True)) as bus:
+            bus.publish(Record(99, "end", "done"))
+        lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert lines[-1] == "run-a growth step 99: end: done\n" and process.returncode == 0 and err == ""
+    assert all(re.match(r"run-[ab] growth step \d+: (start: go|evaluate: loss 0\.5)$", line) for line in lines[:4])

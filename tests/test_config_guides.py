@@ -1,0 +1,252 @@
+"""Templates, reference tables, and `esper config` as far as it needs no server."""
+
+import os
+import re
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esper.cli import main
+from esper.configs import EsperConfig, TamiyoSettings
+from esper.configs.checks import Finding, examine
+from esper.configs.checks.findings import Probe, within
+from esper.configs.reference import BEGIN, END, filled, sections
+from esper.configs.secrets import SecretFileWarning
+from esper.configs.templates import TEMPLATES, template
+from esper.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+CANARY = "canary-5ecret"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in [name for name in os.environ if name.upper().startswith("ESPER_")]:
+        monkeypatch.delenv(name)
+
+
+def written(folder, text, name="run.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def with_secrets(text, folder):
+    """The text with files of the test's own where it names files."""
+    secret = folder / "secret"
+    secret.write_text(CANARY)
+    secret.chmod(0o600)
+    return re.sub(r"/run/secrets/esper/\w+(\.pem)?", str(secret), text)
+
+
+# ---- templates ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_template_is_valid_as_it_is_and_says_what_it_says(name, tmp_path):
+    text = template(name)
+    config = EsperConfig.from_yaml(written(tmp_path, with_secrets(text, tmp_path)))
+    config.check()
+    assert config.name == name and max(map(len, text.splitlines())) <= 100
+    for path, values in TEMPLATES[name].given.items():
+        section = yaml.safe_load(text)
+        for step in filter(None, path.split(".")):
+            section = section[step]
+        assert {key: section[key] for key in values} == values
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_every_value_of_a_template_stands_below_its_documentation(name):
+    meanings = {field.meaning for section in sections() for field in section.fields}
+    lines = template(name).splitlines()
+    fields = [number for number, line in enumerate(lines) if re.match(r"\s*(# )?\w+: \S", line)]
+    assert len(fields) >= 15
+    for number in fields:
+        comment, above = "", number - 1
+        while lines[above].lstrip().startswith("# ") and above not in fields:
+            comment, above = f"{lines[above].lstrip()[2:]} {comment}", above - 1
+        assert comment.strip() in meanings, lines[number]
+
+
+def test_what_a_template_leaves_out_can_be_switched_on(tmp_path):
+    """The commented fields of the services are valid too."""
+    text = with_secrets(re.sub(r"^(\s*)# (\w+: \S+)$", r"\1\2", template("cluster"), flags=re.M), tmp_path)
+    config = EsperConfig.from_yaml(written(tmp_path, text))
+    assert config.storage.model_fields_set == set(type(config.storage).model_fields)
+
+
+def test_init_writes_a_file_once(tmp_path, capsys):
+    path = tmp_path / "new.yaml"
+    assert main(["config", "init", str(path), "--template", "gpu"]) == 0
+    assert path.read_text() == template("gpu")
+    assert main(["config", "init", str(path)]) == 2
+    assert "exists already" in capsys.readouterr().err and path.read_text() == template("gpu")
+    assert main(["config", "init"]) == 0
+    assert capsys.readouterr().out == template("laptop")
+    assert main(["config", "init", "--template", "clutser"]) == 2
+    assert "did you mean 'cluster'?" in capsys.readouterr().err
+
+
+# ---- reference ------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_configuration_is_current():
+    """Regenerate with `make reference`."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == filled(page)
+
+
+def test_every_field_is_documented():
+    found = {section.path: section for section in sections()}
+    assert {"", "database", "redis", "storage", "training", "logging"} < found.keys()
+    assert {field.name for field in found["components.tamiyo.config"].fields} == set(TamiyoSettings.model_fields)
+    for section in found.values():
+        assert section.meaning
+        for field in section.fields:
+            assert field.meaning and field.type != "anything", f"{section.path}.{field.name}"
+
+
+def test_a_page_without_a_place_for_the_tables_is_refused(tmp_path, capsys):
+    assert main(["config", "reference", written(tmp_path, f"{BEGIN}\n", "page.md")]) == 2
+    assert END in capsys.readouterr().err
+    assert main(["config", "reference"]) == 0
+    assert "### `database`" in capsys.readouterr().out
+
+
+# ---- show and check -------------------------------------------------------------------------------------
+
+
+def test_show_has_overrides_and_no_secrets(tmp_path, capsys, monkeypatch):
+    path = written(tmp_path, with_secrets(template("cluster"), tmp_path))
+    monkeypatch.setenv("ESPER_DATABASE__PORT", "6432")
+    assert main(["config", "show", path]) == 0
+    out = capsys.readouterr().out
+    shown = yaml.safe_load(out)
+    assert shown["database"]["port"] == 6432 and shown["database"]["password"] == "***" and CANARY not in out
+
+
+def verdicts(config, **options):
+    return {finding.subject: finding for finding in examine(config, **options)}
+
+
+def test_folders_are_tried(tmp_path):
+    found = verdicts(EsperConfig(name="n", training={"output_dir": str(tmp_path / "not" / "yet")}))
+    assert found["training.output_dir"].verdict in ("ok", "warning") and not (tmp_path / "not").exists()
+    (tmp_path / "file").touch()
+    found = verdicts(EsperConfig(name="n", training={"output_dir": str(tmp_path / "file" / "run")}))
+    assert found["training.output_dir"].verdict == "failed" and "is no folder" in found["training.output_dir"].told
+    found = verdicts(EsperConfig(name="n", training={"output_dir": "/proc/esper"}))
+    assert found["training.output_dir"].verdict == "failed" and "uid" in found["training.output_dir"].move
+
+
+def test_a_full_disk_is_said_before_it_is_full(tmp_path, monkeypatch):
+    class Usage:
+        free = 10
+
+    monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
+    found = verdicts(EsperConfig(name="n", training={"output_dir": str(tmp_path)}))
+    assert found["training.output_dir"].verdict == "failed" and "make room" in found["training.output_dir"].move
+    Usage.free = 2**29
+    found = verdicts(EsperConfig(name="n", training={"output_dir": str(tmp_path)}))
+    assert found["training.output_dir"].verdict == "warning"
+
+
+def test_files_of_certificates_are_looked_at(tmp_path):
+    pem, key, der = tmp_path / "ca.pem", tmp_path / "own.key", tmp_path / "ca.der"
+    pem.write_text("-----BEGIN CERTIFICATE-----\n")
+    key.write_text("-----BEGIN PRIVATE KEY-----\n")
+    key.chmod(0o644)
+    der.write_bytes(b"\x30\x82")
+    config = EsperConfig(
+        name="n",
+        training={"output_dir": str(tmp_path)},
+        database={"username": "u", "password": "p", "ssl_root_cert": str(pem), "ssl_key": str(key)},
+        redis={"ca_file": str(der)},
+        storage={"access_key": "a", "secret_key": "s", "ca_file": str(tmp_path / "absent")},
+    )
+    found = verdicts(config, connect=False)
+    assert found["database.ssl_root_cert"].verdict == "ok"
+    assert "chmod 600" in found["database.ssl_key"].move
+    assert "is no PEM file" in found["redis.ca_file"].told
+    assert "No such file" in found["storage.ca_file"].told
+    key.chmod(0o600)
+    assert verdicts(config, connect=False)["database.ssl_key"].verdict == "ok"
+
+
+def test_services_that_are_not_there_are_said_and_no_secret_is(tmp_path, capsys):
+    """Nobody listens at port 1."""
+    path = written(
+        tmp_path,
+        with_secrets(
+            f"""
+            name: n
+            training: {{output_dir: {tmp_path}}}
+            database: {{host: 127.0.0.1, port: 1, username: u, password: "${{file:/run/secrets/esper/x}}"}}
+            redis: {{host: 127.0.0.1, port: 1, password: "${{file:/run/secrets/esper/x}}"}}
+            storage: {{endpoint_url: "http://127.0.0.1:1", access_key: {CANARY}, secret_key: {CANARY}}}
+            """,
+            tmp_path,
+        ),
+    )
+    assert main(["config", "check", path]) == 1
+    out = capsys.readouterr().out
+    assert "3 problems" in out and len(re.findall("^failed .* start the server", out, re.M)) == 3 and CANARY not in out
+    assert main(["config", "check", path, "--offline"]) == 0
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_check_warns_of_secrets_that_are_open(tmp_path, capsys, monkeypatch):
+    path = written(tmp_path, with_secrets("name: n\ntraining: {x: '${file:/run/secrets/esper/x}'}", tmp_path))
+    monkeypatch.setattr("esper.configs.secrets.is_open", lambda place: True)
+    assert main(["config", "check", path]) == 2  # training.x is no field of this job
+    with pytest.warns(SecretFileWarning):
+        EsperConfig.from_yaml(path)
+    path = written(tmp_path, f"name: '${{file:{tmp_path}/secret}}'\ntraining: {{output_dir: {tmp_path}}}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["config", "check", path, "--offline"]) == 0
+    assert "warning  everybody on this machine can read" in capsys.readouterr().out
+
+
+def test_a_service_that_hangs_is_left_behind():
+    def hang(section):
+        yield Finding("ok", "x", "reached")
+        time.sleep(2)
+
+    found = within(Probe("x", hang, None), 0.1, ())
+    assert [finding.verdict for finding in found] == ["ok", "failed"] and "no answer within 0.1 s" in found[1].told
+
+
+def test_a_driver_that_fails_is_heard_without_its_secrets():
+    def fail(section):
+        raise RuntimeError(f"\n  bad {CANARY} in redis://u:{CANARY}@h\nand more")
+        yield
+
+    (found,) = within(Probe("x", fail, None), 5, {CANARY})
+    assert found.said == "bad *** in redis://***@h" and "RuntimeError" in str(found)
+
+
+def test_a_missing_driver_names_its_extra(monkeypatch, tmp_path):
+    for package in ("psycopg", "redis", "obstore"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+    config = EsperConfig(
+        name="n",
+        training={"output_dir": str(tmp_path)},
+        database={"username": "u", "password": "p"},
+        redis={},
+        storage={"access_key": "a", "secret_key": "s"},
+    )
+    moves = {finding.subject: finding.move for finding in examine(config) if finding.verdict == "failed"}
+    assert moves == {
+        "database": 'pip install "esper[postgres]"',
+        "redis": 'pip install "esper[redis]"',
+        "storage": 'pip install "esper[library]"',
+    }
+
+
+def test_an_unknown_template_is_refused():
+    with pytest.raises(ConfigError, match="the known ones are: laptop, gpu, cluster"):
+        template("zzz")
