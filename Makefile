@@ -25,11 +25,12 @@ demo: setup  ## wrap, train and grow a CNN and an MLP on real images, get PyTorc
 	$(BIN)/esper report runs/quickstart runs/quickstart_mlp -o runs/report.html
 
 test: setup  ## the test suite
-	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not browser"
 
-test-services: setup  ## the tests against real PostgreSQL, Redis and S3-compatible servers on loopback
+test-services: setup  ## the tests against real PostgreSQL, Redis and S3-compatible servers on loopback, and Chromium
 	tests/services/install.sh
-	$(TEST_FLAGS) $(BIN)/python -m pytest -q tests/services
+	ESPER_REQUIRE_BROWSER=1 $(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist loadfile -q tests/services \
+	    tests/report/test_report_browser.py
 
 reference: setup  ## write what the fields of the configuration generate: schema, tables of the docs, deploy/esper.yaml
 	$(BIN)/esper config schema configs/esper.schema.json

@@ -12,12 +12,12 @@ SHARES = {
     "tests/ops/": 12,
     "test_blueprints.py::test_a_live": 3,
     "test_blueprints.py::test_a_blueprint_keeps": 3,
-    "test_fast_convolution.py::test_the_primitives": 9,
-    "test_flax_kernels.py::test_it_is_zero_at_birth": 4,
-    "test_fold.py::test_a_trained": 10,
+    "test_fast_convolution.py::test_the_primitives": 18,
+    "test_flax_kernels.py::test_it_is_zero_at_birth": 8,
+    "test_fold.py::test_a_trained": 20,
     "test_parity.py::test_modules[nn.LinearCrossEntropyLoss]": 1 << 32,  # XLA compiles it for minutes: `make parity`
     "test_parity.py::test_semantics": 8,
-    "test_parity.py::": 10,
+    "test_parity.py::": 20,
 }
 
 
