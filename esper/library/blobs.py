@@ -149,9 +149,11 @@ _MOVES = {
     "file exists": "a file is in the way: take another folder",
     "not a directory": "a file is in the way: take another folder",
     "nosuchbucket": "create the bucket, or set storage.bucket_name to one that is there",
+    "skewed": "set the clocks: this machine's and the server's are too far apart",
     "signature": "set storage.access_key and storage.secret_key to what the server has",
     "accesskey": "set storage.access_key and storage.secret_key to what the server has",
-    "forbidden": "set storage.access_key and storage.secret_key to keys that may read and write the bucket",
+    "forbidden": "set storage.access_key and storage.secret_key to keys that may read and write the bucket; a clock that is wrong, here "
+    "or there, is refused too",
     "unauthorized": "set storage.access_key and storage.secret_key to what the server has",
     "expired": "get new credentials",
 }

@@ -5,6 +5,7 @@ missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
 command -v postgres >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
 command -v chromium >/dev/null || missing+=(chromium)
+command -v faketime >/dev/null || missing+=(faketime)
 command -v setpriv >/dev/null || missing+=(util-linux)
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0

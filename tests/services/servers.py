@@ -29,7 +29,7 @@ BUCKET = "esper-artifacts"
 
 def missing() -> list[str]:
     """What has to be installed before these servers can start."""
-    found = {"redis-server": shutil.which("redis-server"), "postgresql": _postgres_binaries()}
+    found = {name: shutil.which(name) for name in ("redis-server", "faketime")} | {"postgresql": _postgres_binaries()}
     return [name for name, place in found.items() if not place]
 
 

@@ -82,6 +82,18 @@ def storage_is_valid(servers):
     servers.storage.start()
 
 
+def storage_is_two_hours_ahead(servers):
+    servers.storage.kill()
+    servers.storage.command[:0] = ["faketime", "-f", "+2h"]
+    servers.storage.start()
+
+
+def storage_tells_the_time(servers):
+    servers.storage.kill()
+    del servers.storage.command[:3]
+    servers.storage.start()
+
+
 def killed(*names):
     return lambda servers: [getattr(servers, name).kill() for name in names]
 
@@ -131,7 +143,19 @@ FAULTS = {
         False,
         True,
     ),
+    "storage with another clock": (storage_is_two_hours_ahead, storage_tells_the_time, False, False),
     "storage credentials expire": (storage_expires, storage_is_valid, False, False),
+}
+
+
+# What the run says is to be done about it.
+MOVES = {
+    "database gone": "see whether the server runs",
+    "all gone": "see whether",
+    "storage gone": "see whether it runs",
+    "database credentials expire": "database.password",
+    "storage credentials expire": "storage.secret_key",
+    "storage with another clock": "a clock that is wrong",
 }
 
 
@@ -201,6 +225,7 @@ def test_a_run_outlives_its_servers(tmp_path, servers, undisturbed, capsys, name
     path.write_text(json.dumps(settings.model_dump(mode="json")))
     if not publishes:
         assert job.published.waiting and "`esper library push` delivers" in said
+        assert MOVES[name] in said
         assert main(["library", "push", "--config", str(path)]) == 0
     with open_library(settings) as library:
         (kept,) = library.find(tag=name.replace(" ", "-"))
