@@ -152,8 +152,8 @@ _MOVES = {
     "skewed": "set the clocks: this machine's and the server's are too far apart",
     "signature": "set storage.access_key and storage.secret_key to what the server has",
     "accesskey": "set storage.access_key and storage.secret_key to what the server has",
-    "forbidden": "set storage.access_key and storage.secret_key to keys that may read and write the bucket; a clock that is wrong, here "
-    "or there, is refused too",
+    "forbidden": "set storage.access_key and storage.secret_key to keys that may read and write the bucket, and see "
+    "that the clocks agree",
     "unauthorized": "set storage.access_key and storage.secret_key to what the server has",
     "expired": "get new credentials",
 }

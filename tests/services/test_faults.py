@@ -155,7 +155,7 @@ MOVES = {
     "storage gone": "see whether it runs",
     "database credentials expire": "database.password",
     "storage credentials expire": "storage.secret_key",
-    "storage with another clock": "a clock that is wrong",
+    "storage with another clock": "the clocks",
 }
 
 
