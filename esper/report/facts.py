@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.report.read import Event, RunData
-from esper.report.timeline import ARRIVALS, curve, scores
+from esper.report.timeline import ARRIVALS, curve, scores, thrown_away
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,13 @@ def facts(run: RunData) -> Facts:
 
 
 def _before_and_after(events: Sequence[Event]) -> tuple[str, Reached | None, Reached | None]:
+    """The part, and both figures of it: what the test says is no match for what validation says."""
     taken = scores(events)
-    if "end" in taken or "before growth" in taken:
-        before = taken.get("before growth") or taken.get("untrained")
-        end = _end(events, "test") or _end(events, "validation")
-        return "test" if "end" in taken else "validation", _scored(before), end
-    return "validation", _evaluated(events, before=True), _evaluated(events, before=False)
+    if "end" not in taken:
+        return "validation", _evaluated(events, before=True), _evaluated(events, before=False)
+    grew = any(event.event in ARRIVALS for event in events)
+    before = taken.get("before growth") or (None if grew else taken.get("untrained"))
+    return "test", _scored(before), _scored(taken["end"])
 
 
 def _end(events: Sequence[Event], part: str) -> Reached | None:
@@ -123,7 +124,8 @@ def _evaluated(events: Sequence[Event], *, before: bool) -> Reached | None:
 
 
 def _fossilised(events: Sequence[Event]) -> int:
-    return sum(event.event == "fossilized" for event in events)
+    gone = thrown_away(events)
+    return sum(event.event == "fossilized" and place not in gone for place, event in enumerate(events))
 
 
 def _takes_part(kernel: Mapping[str, Any]) -> bool:

@@ -30,6 +30,9 @@ STATES = {
 PLAIN = ("start", "resume", "evaluate", "score", "prepare", "shape", "end")
 """Events that nobody decided; all others are decisions, those of newer versions too."""
 
+STANDING = ("update", "update_refused", "library", "remote", "rejected", "watch")
+"""Decisions about the run rather than its network: going back to an earlier state takes none of them back."""
+
 ARRIVALS = ("germinate", "load")
 """Events by which a kernel comes to a seed."""
 
@@ -133,7 +136,7 @@ def thrown_away(events: Sequence[Event]) -> set[int]:
         if is_going_back(event):
             back = event.number("back_to")
             # The state that is gone back to was kept before anything was decided there.
-            gone |= {at for at in range(place) if events[at].step >= back and events[at].event not in PLAIN}
+            gone |= {at for at in range(place) if events[at].step >= back and events[at].event not in PLAIN + STANDING}
             gone -= {at for at in range(place) if is_going_back(events[at])}
     return gone
 
@@ -180,13 +183,18 @@ def _counting(events: Sequence[Event], known: Mapping[str, Place]) -> list[Event
                 elif label(place) in blamed and state not in ("DORMANT", "CULLED", "FOSSILIZED"):
                     kept.append(Event(back, "culled", event.reason, *place))
         elif event.event in (*ARRIVALS, "declined") and event.place is not None:
-            if asked is not None:  # one preparation at a time, and it may be of several seeds
+            # One preparation at a time, and it may be of several seeds; this one may have done something else since.
+            if asked is not None and not _has_moved_since(event.place, asked.step, kept):
                 kept.append(replace(asked, layer=event.layer, seed=event.seed))
             kept.append(event)
         else:
             asked = event if event.event == "prepare" else asked
             kept += [*_failures(event, known), event] if event.event == "evaluate" else [event]
     return kept
+
+
+def _has_moved_since(place: Place, step: int, events: Iterable[Event]) -> bool:
+    return any(event.place == place and event.event in STATES and event.step > step for event in events)
 
 
 def _states_now(events: Iterable[Event]) -> dict[Place, str]:

@@ -1,6 +1,7 @@
 """The page: what it says, what it never does, and how large it gets."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -11,6 +12,7 @@ from report.run_folders import EVIL, big, evaluation, folder, history, kernel, l
 from esper.cli import main
 from esper.errors import ArgumentError, RunFolderError
 from esper.report import bounds, render, run, write
+from esper.report.facts import facts
 from esper.report.page import SECTIONS
 from esper.report.write import names
 
@@ -242,6 +244,19 @@ def test_a_run_that_goes_on_is_reported_as_far_as_it_is(tmp_path, page):
     text = page(place).text
     for wanted in ("Still running", "at step 60 of 100", "has not written ledger.json", "network.json", "certificate"):
         assert wanted in text
+
+
+def test_a_headline_compares_only_scores_of_the_same_part(tmp_path, page):
+    """Before its end a run has test scores of before growth, and only validation's of now."""
+    grown = [event for event in history() if event["run"] == "growth"]
+    going = facts(run(folder(tmp_path / "a", [event for event in grown if event["step"] <= 60])))
+    assert (going.part, going.before.step, going.after.step) == ("validation", 20, 60)
+    assert going.before.accuracy == pytest.approx(1 - (2 * math.exp(-20 / 40) + 0.1) / 3)
+    ended = facts(run(folder(tmp_path / "b", grown)))
+    assert (ended.part, ended.before.accuracy, ended.after.accuracy) == ("test", 0.6, 0.9)
+    unscored = [event for event in grown if event["reason"] != "before growth"]
+    assert facts(run(folder(tmp_path / "c", unscored))).before is None, "the untrained network is another comparison"
+    assert "scored on" in page(tmp_path / "a", tmp_path / "b").text
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path, page):

@@ -1,6 +1,8 @@
 """What happened, worked out from events: rollbacks, lives of seeds, alpha."""
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from esper.drawing.lanes import Span
 from esper.growth.schedule import SCHEDULES
 from esper.lifecycle import SeedLifecycleState
 from esper.report import timeline
-from esper.report.read import Event, gone_on
+from esper.report.facts import facts
+from esper.report.read import Event, RunData, gone_on
 from esper.train.ledger import PHASES
 
 START = record(0, "start", steps=100, every=10, blend_steps=10, schedule="linear")
@@ -107,6 +110,32 @@ def test_a_rollback_takes_back_what_came_after_and_culls_whom_it_blames():
     assert gone.place == ("2", 0) and gone.spans == (Span(40, 50, "LOADING"),)
     undone = [found[at] for at in sorted(timeline.thrown_away(found))]
     assert [event.event for event in undone] == ["active", "germinate"]
+
+
+def test_what_was_decided_about_the_run_stands_though_its_network_goes_back():
+    decided = [record(60, event, "asked for") for event in (*timeline.STANDING, "culled")]
+    found = events(START, evaluation(50, 1.0), *decided, record(70, "rollback", "diverged", back_to=50))
+    assert [found[at].event for at in timeline.thrown_away(found)] == ["culled"]
+
+
+def test_a_kernel_that_a_rollback_took_back_has_not_stayed():
+    grown = [START, *life(at=20), record(90, "rollback", "diverged", back_to=60), record(100, "end")]
+    found = RunData("a", "a", events(*grown))
+    assert (facts(found).germinated, facts(found).stayed) == (1, 0)
+    assert facts(replace(found, events=events(START, *life(at=20), record(100, "end")))).stayed == 1
+
+
+def test_the_lanes_of_a_seed_that_moved_while_another_was_prepared_do_not_overlap():
+    found = only(
+        START,
+        *life(at=20)[1:4],
+        record(60, "prepare", "new kernels: mlp at 2[0]"),
+        record(65, "culled", "no gain", "0", 0),
+        record(80, "germinate", "a plateau", "0", 0, blueprint="mlp"),
+        record(100, "end"),
+    )
+    assert all(one.end <= next_.start for one, next_ in pairwise(found.spans))
+    assert found.spans[-2:] == (Span(65, 80, "CULLED"), Span(80, 100, "TRAINING"))
 
 
 def test_a_kernel_that_failed_within_a_step_is_seen_from_there_on():

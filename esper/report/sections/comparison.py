@@ -50,6 +50,7 @@ def _table(runs: Sequence[RunData], place: Place) -> Markup:
             [
                 tag("a", run.name, href=f"#r{number}"),
                 progress(run).removesuffix(" steps"),
+                found.part,
                 _cell(found.before),
                 _cell(found.after),
                 _cell(found.control),
@@ -60,8 +61,9 @@ def _table(runs: Sequence[RunData], place: Place) -> Markup:
             ]
         )
     names = ("before growth", "after", "control", "kernels tried, kept", "parameters", "FLOPs", "seconds")
-    columns = [Column("run"), Column("steps", True), *(Column(name, True) for name in names)]
-    return table("Scores are test accuracy and loss, or validation's where nothing was tested", columns, rows)
+    columns = [Column("run"), Column("steps", True), Column("scored on"), *(Column(name, True) for name in names)]
+    caption = "Scores are accuracy and loss: of the test part, or of validation until a run has ended"
+    return table(caption, columns, rows)
 
 
 def _cell(reached: Reached | None) -> Markup | str:
