@@ -142,6 +142,28 @@ def test_folders_are_tried(tmp_path):
     assert found["training.output_dir"].verdict == "failed" and "uid" in found["training.output_dir"].move
 
 
+def test_the_folder_of_the_library_is_tried_where_a_run_uses_it(tmp_path):
+    """It is a default of the settings too, and none of a component that is off."""
+    folder, subject = {"folder": "/proc/esper"}, "components.urza.config.folder"
+    for urza, looked_at in [({"config": {}}, True), ({"config": folder}, True), ({"enabled": False}, False)]:
+        config = EsperConfig(name="n", training={"output_dir": str(tmp_path)}, components={"urza": urza})
+        assert (subject in verdicts(config)) == looked_at
+    config.components["urza"].config = folder
+    assert subject not in verdicts(config)
+    config.components["urza"].enabled = True
+    assert verdicts(config)[subject].verdict == "failed"
+
+
+def test_servers_that_no_run_would_use_are_warned_of(tmp_path):
+    given = {"database": {"username": "u", "password": "p"}, "training": {"output_dir": str(tmp_path)}}
+    found = verdicts(EsperConfig(name="n", **given), connect=False)
+    assert found["components.urza"].verdict == "warning" and "in database nor" in found["components.urza"].told
+    on = EsperConfig(name="n", **given, components={"urza": {}})
+    assert "components.urza" not in verdicts(on, connect=False)
+    config = EsperConfig.from_yaml(written(tmp_path, with_secrets(template("cluster"), tmp_path)))
+    assert config.urza_settings().draw and config.urza_settings().publish
+
+
 def test_a_full_disk_is_said_before_it_is_full(tmp_path, monkeypatch):
     class Usage:
         free = 10

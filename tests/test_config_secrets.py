@@ -61,6 +61,15 @@ def test_what_beats_what(tmp_path, monkeypatch, given, expected):
     assert EsperConfig(name="n", database=DATABASE).database.password == expected
 
 
+def test_a_section_of_the_environment_beats_a_secret_of_the_directory(tmp_path, monkeypatch):
+    secret(tmp_path, "database__password", "from the directory\n")
+    secret(tmp_path, "database__port", "6432\n")
+    monkeypatch.setenv("ESPER_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("ESPER_DATABASE", '{"password": "from the environment"}')
+    database = EsperConfig(name="n", database=DATABASE).database
+    assert (database.username, database.password, database.port) == ("urza", "from the environment", 6432)
+
+
 def test_a_value_and_its_file_are_one_too_many(tmp_path, monkeypatch):
     monkeypatch.setenv("ESPER_DATABASE__PASSWORD", CANARY)
     monkeypatch.setenv("ESPER_DATABASE__PASSWORD_FILE", secret(tmp_path))
@@ -161,11 +170,13 @@ def everything_secret(folder):
     reference = f"${{file:{secret(folder)}}}"
     return EsperConfig(
         name="n",
-        database={"username": "u", "password": reference},
-        redis={"username": "nissa", "password": reference},
+        database={"host": reference, "username": reference, "password": reference},
+        redis={"username": reference, "password": reference},
         storage={"access_key": reference, "secret_key": reference, "session_token": reference},
         components={
-            "tamiyo": {"config": {"signing_key": "x", "api_key": reference, "pin": reference, "list": [reference]}},
+            "tamiyo": {
+                "config": {"signing_key": reference, "api_key": reference, "pin": reference, "list": [reference]}
+            },
             "nissa": {"config": {"url": f"redis://u:{'pa55word'}@h", "token": reference}},
         },
         training={"wandb_api_key": reference, "anything": {"deep": [{"x": reference}]}},
@@ -196,5 +207,28 @@ def test_what_drivers_say_is_scrubbed(tmp_path):
     found = secrets_of(config)
     assert found == {CANARY}
     url = config.database.url()
-    assert "canary" in url and "canary" not in scrubbed(f"cannot connect to {url} with '{CANARY}'", found)
+    assert "canary" in url and "canary" not in scrubbed(f"{CANARY} is no host", found)
+    assert "canary" not in scrubbed(f"cannot connect to {url} with '{CANARY}'", found)
     assert scrubbed("redis://u:pw@h is away", ()) == "redis://***@h is away"
+
+
+@pytest.mark.parametrize("login", ["u:pw", "pw", "u:p/w", "u:p@w", ":pw"])
+def test_whatever_stands_before_the_host_of_a_url_is_hidden(login):
+    shown = EsperConfig(name="n", training={"url": f"https://{login}@h/x"}).redacted()
+    assert shown["training"] == {"url": "https://***@h/x"}
+
+
+@pytest.mark.parametrize(
+    "name", ["pwd", "bearer", "Authorization", "authorisation", "http_auth", "auth", "key", "x-key"]
+)
+def test_names_of_secrets_hide_their_values(name):
+    shown = EsperConfig(name="n", training={name: "5ecret", "key_file": "/k", "keys": 2, "author": "a"}).redacted()
+    assert shown["training"] == {name: "***", "key_file": "/k", "keys": 2, "author": "a"}
+
+
+def test_a_secret_file_is_hidden_after_an_assignment_too_and_stays_text(tmp_path):
+    config = everything_secret(tmp_path)
+    config.redis.username = config.database.username
+    assert CANARY not in repr(config.redis) and config.redis.username == CANARY
+    with pytest.raises(ConfigError, match=r"redis\.database: should be a valid integer"):
+        EsperConfig(name="n", redis={"database": f"${{file:{secret(tmp_path)}}}"})

@@ -196,6 +196,17 @@ def test_the_configuration_is_the_template_and_finds_the_services(secrets, tmp_p
     assert not [action for statement in policy["Statement"] for action in statement["Action"] if "*" in action]
 
 
+def test_runs_keep_their_library_where_they_may_write():
+    """The folder holds what cannot be delivered just now; all else is a read-only file system."""
+    service = SERVICES["esper"]
+    (mounted,) = [mount.partition(":")[2] for mount in service["volumes"] if mount.startswith("runs:")]
+    assert service["environment"]["LIBRARY_DIR"].startswith(f"{mounted}/")
+    pod = PODS["esper"]["spec"]
+    for container in pod["initContainers"] + pod["containers"]:
+        given = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert given["LIBRARY_DIR"].startswith("/runs/")
+
+
 @pytest.mark.parametrize("script", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: path.name)
 def test_scripts_can_be_read_and_run(script):
     assert os.access(script, os.X_OK)

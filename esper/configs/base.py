@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from esper.configs.problems import from_validation
 from esper.configs.redaction import redacted
+from esper.configs.secrets import FromFile
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +43,13 @@ class ConfigModel(BaseModel):
 
         def __setattr__(self, name: str, value: Any) -> None:
             _readably(type(self), super().__setattr__, name, value)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _stay_secret(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        """What came from a file keeps its type, which hides it whatever the name of the field."""
+        found = validated(value)
+        return value if isinstance(value, FromFile) and isinstance(found, str) and value == found else found
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:

@@ -38,10 +38,17 @@ Sections = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Where an override stands: the variable or file to name in a message, and the file to read, if it is one."""
+    """Where an override stands.
+
+    Attributes:
+        label: The variable or file to name in a message.
+        file: The file to read, if it is one.
+        in_directory: Whether it lies in the directory of secrets, which the environment beats.
+    """
 
     label: str
     file: Path | None = None
+    in_directory: bool = False
 
 
 def sections_of(model: type[BaseModel], **typed: type[BaseModel]) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def sources(sections: Sections) -> dict[str, Source]:
         ConfigError: A value and the file that holds it are both given, or the directory cannot be read.
     """
     names = {name.upper(): name for name in os.environ}
-    found = {variable: Source(str(place), place) for variable, place in _in_directory(sections)}
+    found = {variable: Source(str(place), place, True) for variable, place in _in_directory(sections)}
     pointers = {
         name.removesuffix(POINTER): Source(name, Path(os.environ[given]))
         for name, given in names.items()
@@ -75,10 +82,22 @@ def overrides(sections: Sections) -> dict[str, Any]:
     Raises:
         ConfigError: A secret cannot be read, or a section is overridden with something that is not JSON.
     """
-    values = {name.upper(): value for name, value in os.environ.items()}
+    environment = {name.upper(): value for name, value in os.environ.items()}
+    directory: dict[str, str] = {}
     for name, source in sources(sections).items():
         if source.file is not None:
-            values[name] = read_secret(source.file, source.label)
+            (directory if source.in_directory else environment)[name] = read_secret(source.file, source.label)
+    return _merged(_nested(directory, sections), _nested(environment, sections))
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """`base` with `over` on top: mappings merge key by key, everything else is replaced."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return over
+    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+
+
+def _nested(values: Mapping[str, str], sections: Sections) -> dict[str, Any]:
     reader = EnvSettingsSource(
         _reader(tuple(sections.items())), env_prefix=PREFIX, env_nested_delimiter=DELIMITER, case_sensitive=False
     )

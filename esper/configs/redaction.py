@@ -15,9 +15,11 @@ MASK = "***"
 
 # Free-form sections (`components.*.config`, `training`, `logging`) have no declared secrets: the name decides.
 _SECRET_NAME = re.compile(
-    r"passw(or)?d|passphrase|secret|credential|(^|_)(token|dsn)$|(api|access|private)_?key", re.IGNORECASE
+    r"passw(or)?d|pwd|passphrase|secret|credential|bearer|authori[sz]ation|(^|[_-])(token|dsn|auth|key)$"
+    r"|(api|access|private)[_-]?key",
+    re.IGNORECASE,
 )
-_URL_USERINFO = re.compile(r"(?<=://)[^\s/@]*:[^\s/]*@")
+_URL_USERINFO = re.compile(r"(?<=://)\S+@")  # a password may hold / and @; a token stands there alone
 
 
 def redacted(value: Any) -> Any:

@@ -71,6 +71,7 @@ TEMPLATES: Mapping[str, Template] = {
             | {"ca_file": "/run/secrets/esper/ca.pem"},
             _TAMIYO: {"patience": 5, "train_steps": 500, "blend_steps": 300, "hold_steps": 300, "min_gain": 0.001}
             | {"max_kernels": 8, "max_parameters": 2_000_000, "embargo_steps": 500},
+            "components.urza.config": {"folder": "${LIBRARY_DIR:-runs/library}"},
             "training": {"data": "mnist", "model": "cnn", "steps": 10_000, "batch_size": 256, "eval_every": 200}
             | {"cache_size_mb": 512, "output_dir": "${OUTPUT_DIR:-runs/cluster}"},
             "logging": {"level": "INFO", "format": "structured"},

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from esper.configs.checks import cache, database, files, storage
-from esper.configs.checks.files import option
 from esper.configs.checks.findings import Finding, Probe, within
 from esper.configs.config import EsperConfig
 from esper.configs.redaction import secrets_of
@@ -42,8 +41,7 @@ def examine(config: EsperConfig, *, connect: bool = True, seconds: float = SECON
     if config.database is not None:
         probes.append(Probe("database", database.examine, config.database))
     if config.redis is not None:
-        prefix = str(option(config, "oona", "prefix") or "esper")
-        probes.append(Probe("redis", partial(cache.examine, prefix=prefix), config.redis))
+        probes.append(Probe("redis", partial(cache.examine, prefix=config.oona_settings().prefix), config.redis))
     if config.storage is not None:
         probes.append(Probe("storage", storage.examine, config.storage))
     if not probes:

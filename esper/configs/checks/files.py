@@ -23,20 +23,29 @@ _KEYS = {"ssl_key", "key_file"}
 
 def examine(config: EsperConfig) -> list[Finding]:
     """What is found on this machine."""
-    return [*_folders(config), *_certificates(config)]
+    return [*_folders(config), *_library(config), *_certificates(config)]
 
 
 def _folders(config: EsperConfig) -> Iterator[Finding]:
     yield from _folder("training.output_dir", Path(config.training_settings().output_dir))
-    library = option(config, "urza", "folder")
-    if isinstance(library, str):
-        yield from _folder("components.urza.config.folder", Path(library))
+    if uses_library(config):
+        yield from _folder("components.urza.config.folder", Path(config.urza_settings().folder))
+    remote = config.tamiyo_settings().remote
+    if remote is not None and remote.channel == "folder" and remote.folder is not None:
+        yield from _folder("components.tamiyo.config.remote.folder", Path(remote.folder))
 
 
-def option(config: EsperConfig, component: str, name: str) -> object:
-    """What the file says of a component; None: nothing."""
-    given = config.components.get(component)
-    return given.config.get(name) if given is not None else None
+def uses_library(config: EsperConfig) -> bool:
+    """Whether a run has anything to do with the kernel library."""
+    settings = config.urza_settings()
+    return settings.draw or settings.publish
+
+
+def _library(config: EsperConfig) -> Iterator[Finding]:
+    given = [name for name in ("database", "storage") if getattr(config, name) is not None]
+    if given and not uses_library(config):
+        told = f"off: runs neither draw kernels from the library in {' and '.join(given)} nor publish any"
+        yield Finding("warning", "components.urza", told, "switch it on: components: {urza: {config: {}}}")
 
 
 def _folder(subject: str, folder: Path) -> Iterator[Finding]:
