@@ -2,6 +2,8 @@
 
 import os
 import re
+import socket
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -162,6 +164,75 @@ def test_servers_that_no_run_would_use_are_warned_of(tmp_path):
     assert "components.urza" not in verdicts(on, connect=False)
     config = EsperConfig.from_yaml(written(tmp_path, with_secrets(template("cluster"), tmp_path)))
     assert config.urza_settings().draw and config.urza_settings().publish
+
+
+REMOTE = "components.tamiyo.config.remote"
+NISSA = "components.nissa.config"
+
+
+@pytest.mark.parametrize(
+    ("training", "remote", "nissa", "subject", "verdict", "told"),
+    [
+        ({"model": "no.such:thing"}, {}, {}, "training.model", "failed", "no module no.such here (No module named"),
+        ({"model": "nosuch:thing"}, {}, {}, "training.model", "failed", "no module nosuch here"),
+        ({}, {"folder": "/proc/esper"}, {}, f"{REMOTE}.folder", "failed", "uid"),
+        ({}, {"policy": "nomod.x:y"}, {}, f"{REMOTE}.policy", "warning", "`esper tamiyo` does"),
+        ({}, {"key_file": "/no/such/keys"}, {}, f"{REMOTE}.key_file", "failed", "No such file"),
+        ({}, {"secret": f"not {CANARY}"}, {}, f"{REMOTE}.secret", "failed", "not hexadecimal"),
+        (
+            {},
+            {},
+            {"prometheus_port": 0, "prometheus_host": "192.0.2.1"},
+            f"{NISSA}.prometheus_port",
+            "failed",
+            "address",
+        ),
+    ],
+)
+def test_what_would_stop_a_run_is_said_before(tmp_path, capsys, training, remote, nissa, subject, verdict, told):
+    """192.0.2.1 is an address of nobody's."""
+    key = {} if "key_file" in remote or "secret" in remote else {"secret": f"a {'0' * 64}"}
+    components = {"tamiyo": {"config": {"remote": {**key, **remote}}}, "nissa": {"config": nissa}}
+    whole = {"name": "n", "training": {"output_dir": str(tmp_path), **training}, "components": components}
+    path = written(tmp_path, yaml.safe_dump(whole))
+    assert main(["config", "check", path, "--offline"]) == (verdict == "failed")
+    out = capsys.readouterr().out
+    assert re.search(rf"^{verdict} *{re.escape(subject)}: .*{re.escape(told)}", out, re.M), out
+    assert CANARY not in out
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "host_of_mine.py").write_text("raise RuntimeError('it is only looked for')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    path = written(tmp_path, f"name: n\ntraining: {{model: 'host_of_mine:make', output_dir: {tmp_path}}}")
+    assert main(["config", "check", path]) == 0
+    assert "training.model" not in capsys.readouterr().out
+
+
+def test_a_port_that_is_taken_is_warned_of(tmp_path):
+    """It may be taken by the run that is looked at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        nissa = {"config": {"prometheus_port": taken.getsockname()[1]}}
+        config = EsperConfig(name="n", training={"output_dir": str(tmp_path)}, components={"nissa": nissa})
+        assert verdicts(config)[f"{NISSA}.prometheus_port"].verdict == "warning"
+    assert verdicts(config)[f"{NISSA}.prometheus_port"].verdict == "ok"
+
+
+def test_a_package_that_a_run_needs_names_its_extra(monkeypatch, tmp_path):
+    for package in ("mlxtend", "tensorboard", "prometheus_client", "opentelemetry", "sqlalchemy"):
+        monkeypatch.setitem(sys.modules, package, None)
+    nissa = {"tensorboard": True, "prometheus_port": 0, "otel_endpoint": "http://localhost:4318"}
+    components = {"urza": {}, "nissa": {"config": nissa}}
+    found = examine(EsperConfig(name="n", training={"output_dir": str(tmp_path)}, components=components))
+    moves = {finding.subject: finding.move for finding in found if finding.verdict == "failed"}
+    extras = {"tensorboard": "tensorboard", "prometheus_port": "prometheus", "otel_endpoint": "otel"}
+    assert moves == {f"{NISSA}.{name}": f'pip install "esper[{extra}]"' for name, extra in extras.items()} | {
+        "training.data": 'pip install "esper[demo]"',
+        "components.urza": 'pip install "esper[library]"',
+    }
 
 
 def test_a_full_disk_is_said_before_it_is_full(tmp_path, monkeypatch):

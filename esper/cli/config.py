@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from esper.errors import ArgumentError
+from esper.cli.modules import find_user_modules
+from esper.errors import ArgumentError, ConfigError
+
+if TYPE_CHECKING:
+    from esper.configs import EsperConfig
+    from esper.configs.checks import Finding
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,6 +62,7 @@ def _config_init(asked: argparse.Namespace) -> int:
 
 
 def _config_check(asked: argparse.Namespace) -> int:
+    find_user_modules()
     from esper.configs import EsperConfig
     from esper.configs.checks import examine
 
@@ -64,7 +72,7 @@ def _config_check(asked: argparse.Namespace) -> int:
     config.check()
     for warning in warned:
         print(f"warning  {warning.message}")
-    findings = examine(config, connect=not asked.offline, seconds=asked.timeout)
+    findings = [*examine(config, connect=not asked.offline, seconds=asked.timeout), *_keys(config)]
     for finding in findings:
         print(finding)
     failed = sum(finding.verdict == "failed" for finding in findings)
@@ -73,6 +81,24 @@ def _config_check(asked: argparse.Namespace) -> int:
         return 1
     print(f"{asked.file}: no problems; {config.name} {config.version}, {config.environment}")
     return 0
+
+
+def _keys(config: EsperConfig) -> Iterator[Finding]:
+    """Whether the keys of remote control can be had, read as a run reads them."""
+    from esper.configs.checks import Finding
+
+    settings = config.tamiyo_settings()
+    if settings.remote is None or settings.policy == "none":
+        return
+    from esper.control.connect import keys_of
+
+    subject = f"components.tamiyo.config.remote.{'secret' if settings.remote.secret is not None else 'key_file'}"
+    try:
+        signing = keys_of(settings.remote).signing
+    except ConfigError as error:
+        yield Finding("failed", subject, str(error))
+    else:
+        yield Finding("ok", subject, f"messages are signed with the key {signing}")
 
 
 def _config_show(asked: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@
 | `findings` | nothing: what was found, within what time, without secrets |
 | `database`, `cache`, `storage` | PostgreSQL, Redis and the object store themselves |
 | `files` | folders that are written to, room on their disks, certificates |
+| `run` | what a run imports, and the port it listens on |
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from esper.configs.checks import cache, database, files, storage
+from esper.configs.checks import cache, database, files, run, storage
 from esper.configs.checks.findings import Finding, Probe, within
 from esper.configs.config import EsperConfig
 from esper.configs.redaction import secrets_of
@@ -33,7 +34,7 @@ def examine(config: EsperConfig, *, connect: bool = True, seconds: float = SECON
         connect: Whether to ask the services too.
         seconds: How long all of it may take.
     """
-    found = files.examine(config)
+    found = [*files.examine(config), *run.examine(config)]
     if not connect:
         return found
     secrets = secrets_of(config)
