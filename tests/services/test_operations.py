@@ -10,7 +10,9 @@ import pytest
 import redis as redis_client
 
 from esper.configs import EsperConfig
+from esper.configs.checks import database as check
 from esper.configs.checks import examine
+from esper.library import open_library, schema
 from services.process import Server, free_port
 from services.servers import postgres
 from services.test_servers import client, sql
@@ -63,7 +65,40 @@ def test_the_roles_of_postgresql_can_do_what_esper_needs_and_no_more(tmp_path):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 sql(runs, forbidden)
         (finding,) = failed(tmp_path, "database", database=runs)
-        assert "may not make tables" in finding.told
+        assert "may not make tables" in finding.told and "GRANT USAGE, CREATE" in finding.move
+
+
+def catalogue(tmp_path, database):
+    """Opens the library as a run does, which makes its tables if they are not there."""
+    components = {"urza": {"config": {"folder": str(tmp_path / "library")}}}
+    with open_library(EsperConfig(name="n", database=database, components=components)) as library:
+        return library.find()
+
+
+def test_a_role_that_only_reads_and_writes_rows_is_enough_once_the_tables_are_there(tmp_path):
+    made, *granted = statements(blocks("sql")[1])
+    with postgres(tmp_path) as server:
+        urza, runs = server.section, server.section | {"username": "runs", "password": PASSWORD}
+        catalogue(tmp_path, urza)
+        sql(server.admin, made)
+        for statement in granted:
+            sql(urza, statement)
+        assert catalogue(tmp_path, runs) == [] and failed(tmp_path, "database", database=runs) == []
+        told = [str(finding) for finding in examine(EsperConfig(name="n", database=runs))]
+        assert [line for line in told if "migrations are another's" in line and line.startswith("ok")]
+
+        sql(urza, "REVOKE DELETE ON esper_kernel_tags FROM runs")
+        (finding,) = failed(tmp_path, "database", database=runs)
+        assert "lacks rights to those there: DELETE ON esper_kernel_tags" in finding.told
+        sql(urza, "GRANT DELETE ON esper_kernel_tags TO runs")
+        sql(urza, "UPDATE esper_library_version SET version_num = '0000'")
+        (finding,) = failed(tmp_path, "database", database=runs)
+        assert "of schema 0000, not 0001" in finding.told and "esper library list" in finding.move
+
+
+def test_the_check_knows_the_tables_of_the_catalogue():
+    assert set(check.TABLES) == set(schema.metadata.tables) - {schema.VERSION_TABLE}
+    assert (check.VERSION_TABLE, check.REVISION) == (schema.VERSION_TABLE, schema.HEAD)
 
 
 def test_the_user_of_redis_can_do_what_esper_needs_and_no_more(tmp_path, redis_server):

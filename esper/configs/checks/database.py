@@ -1,4 +1,4 @@
-"""PostgreSQL: reached, logged in, encrypted, with the right to make the catalogue's tables."""
+"""PostgreSQL: reached, logged in, encrypted, with the right to make the catalogue's tables or to use those there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from esper.configs.services import DatabaseConfig
 _SUBJECT = "database"
 _OLDEST = 120000
 _SKEW = 30.0  # seconds between two clocks that are worth a word
+TABLES = ("esper_kernels", "esper_kernel_tags", "esper_kernel_attributes", "esper_kernel_origins")
+"""The tables of the catalogue, whose rows a run reads and writes (`esper.library.schema`)."""
+VERSION_TABLE, REVISION = "esper_library_version", "0001"
+"""Where the catalogue says which migration made it, and the one that this esper reads and writes."""
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 # libpq gives no code for what fails while connecting: its text in English decides.
@@ -92,8 +96,7 @@ def _rights(section: DatabaseConfig, connection: Any, psycopg: Any) -> Iterator[
             connection.execute("CREATE TABLE esper_check_probe (x integer PRIMARY KEY)")
             connection.execute("INSERT INTO esper_check_probe VALUES (1)")
     except psycopg.errors.InsufficientPrivilege:
-        move = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {section.username}"
-        yield Finding("failed", _SUBJECT, f"the role may not make tables in the schema {schema}", move)
+        yield _others_tables(section, schema, connection)
         return
     except psycopg.errors.ReadOnlySqlTransaction:
         yield Finding("failed", _SUBJECT, "the server only reads: it is a standby", "name the primary as database.host")
@@ -104,6 +107,35 @@ def _rights(section: DatabaseConfig, connection: Any, psycopg: Any) -> Iterator[
     yield Finding("ok", _SUBJECT, f"tables can be made in the schema {schema}")
     if connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()[0]:
         yield Finding("warning", _SUBJECT, "the role is a superuser", "use one that only owns its database")
+
+
+def _others_tables(section: DatabaseConfig, schema: str, connection: Any) -> Finding:
+    """What a role that may make no tables can do with the catalogue, if somebody has made it."""
+    told = f"the role may not make tables in the schema {schema}"
+    held = [name for name in (*TABLES, VERSION_TABLE) if _one(connection, "SELECT to_regclass(%s)", name)]
+    if not held:
+        return Finding("failed", _SUBJECT, told, f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {section.username}")
+    wanted = {name: ("SELECT", "INSERT", "UPDATE", "DELETE") for name in TABLES} | {VERSION_TABLE: ("SELECT",)}
+    lacking = [
+        f"{right} ON {name}"
+        for name in held
+        for right in wanted[name]
+        if not _one(connection, "SELECT has_table_privilege(%s, %s)", name, right)
+    ]
+    if lacking:
+        move = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {section.username}"
+        return Finding("failed", _SUBJECT, f"{told}, and lacks rights to those there: {', '.join(lacking)}", move)
+    revision = _one(connection, f"SELECT version_num FROM {VERSION_TABLE}") if VERSION_TABLE in held else None
+    if len(held) < len(wanted) or revision != REVISION:
+        move = "as the role that owns them: esper library list"
+        told = f"{told}, and those there are of schema {revision}, not {REVISION}"
+        return Finding("failed", _SUBJECT, told, move)
+    return Finding("ok", _SUBJECT, f"rows of the catalogue can be read and written; {told}: migrations are another's")
+
+
+def _one(connection: Any, query: str, *values: str) -> Any:
+    row = connection.execute(query, values).fetchone()
+    return row[0] if row else None
 
 
 def _clock(connection: Any) -> Iterator[Finding]:
