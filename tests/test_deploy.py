@@ -168,6 +168,55 @@ def test_each_gets_the_secrets_it_is_told_of():
     assert asked == given["esper"] == kustomized["esper"]
 
 
+def run_elsewhere(script, folder, **commands):
+    """Runs a script of deploy/ with /keys, /data and /secrets below `folder`, and some commands by other means."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, text in commands.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    text = re.sub(r"(?<![\w.])/(keys|data|secrets)/", rf"{folder}/\1/", script.read_text())
+    environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "MC_CONFIG_DIR": f"{folder}/mc"}
+    subprocess.run(["sh", "-c", text], check=True, env=environment)
+
+
+def test_minio_finds_the_files_it_starts_with(secrets, tmp_path):
+    """It makes ~/.minio and the folder CAs of its certificates where they are missing, and neither can be made."""
+    for folder in ("postgres", "redis", "minio", "setup", "esper"):
+        (tmp_path / "keys" / folder).mkdir(parents=True)
+    (tmp_path / "secrets").symlink_to(secrets)
+    for _ in range(2):  # it runs at each start
+        run_elsewhere(DEPLOY / "prepare.sh", tmp_path, chown="", chmod="")
+    keys = tmp_path / "keys" / "minio"
+    prepared = {str(path.relative_to(keys)) for path in keys.rglob("*") if path.is_file()}
+    (volume,) = [volume["secret"] for volume in PODS["minio"]["spec"]["volumes"] if volume["name"] == "keys"]
+    assert prepared == {item["path"] for item in volume["items"]}
+    assert prepared >= {"public.crt", "private.key", "CAs/ca.pem"}
+    (generator,) = [item for item in KUSTOMIZATION["secretGenerator"] if item["name"] == "minio-keys"]
+    names = {Path(name.partition("=")[0]).name for name in generator["files"]}
+    assert names == {item["key"] for item in volume["items"]}
+    (container,) = PODS["minio"]["spec"]["containers"]
+    assert {"name": "HOME", "value": "/tmp"} in container["env"] and SERVICES["minio"]["environment"]["HOME"] == "/tmp"
+
+
+def test_setting_minio_up_shows_no_secret_to_other_processes(secrets, tmp_path):
+    (tmp_path / "keys").symlink_to(secrets)
+    mc = f"""echo "$@" >>{tmp_path}/said; case "$*" in "admin user add"*) cat >{tmp_path}/read;; esac"""
+    run_elsewhere(DEPLOY / "minio" / "setup.sh", tmp_path, mc=mc)
+    said = (tmp_path / "said").read_text()
+    assert said.splitlines()[0] == "ready store" and "mb --ignore-existing store/esper-artifacts" in said
+    for name in ("minio_root_password", "storage_secret_key"):
+        assert (secrets / name).read_text() not in said
+    keys = [(secrets / name).read_text() for name in ("storage_access_key", "storage_secret_key")]
+    assert (tmp_path / "read").read_text().splitlines() == keys
+
+
+def test_the_image_is_built_of_what_it_copies_and_sees_nothing_else():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = re.findall(r"^COPY (.*) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert "*" in lines and sent == {name for names in copied for name in names.split()}
+
+
 def test_dockerfile_is_pinned_and_not_root():
     text = (DEPLOY / "Dockerfile").read_text()
     assert pinned(re.search(r"^FROM (\S+)", text)[1]) and re.search(r"^USER 1000:1000$", text, re.M)
