@@ -182,6 +182,7 @@ def test_two_who_ask_at_once_do_not_mix_their_lines(tmp_path):
         ("patience", "'patience' is no FIELD=VALUE"),
         ("patience=0", "components.tamiyo.config.patience: should be greater than or equal to 1"),
         ("patience=[", "the value is not understood"),
+        ("patience=2024-13-45", "the value is not understood"),
         ("patince=3", "there is no field 'patince' that a run looks at"),
         ("rank=3", "components.tamiyo.config.rank cannot change in a run: what each layer can grow by"),
         ("race=3", "the compiled step holds it; stop it and begin another"),

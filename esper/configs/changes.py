@@ -105,7 +105,7 @@ def parsed(assignments: Iterable[str]) -> list[Change]:
             changes.append(change(field.strip(), yaml.safe_load(text)))
         except ConfigError as error:
             problems.append(str(error))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # such as a date that there is not
             problems.append(f"{field}: the value is not understood; quote it as in YAML")
     if problems:
         raise ConfigError("\n".join(problems), problems)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from esper.errors import ArgumentError
 from esper.report.page import render
 from esper.report.read import run
 
@@ -22,10 +23,12 @@ def write(folders: Sequence[str | Path] | str | Path, path: str | Path) -> Path:
 
     Raises:
         RunFolderError: A folder is not there, or holds no history.
-        ArgumentError: No folder, or more than a page can hold.
+        ArgumentError: No folder, or more than a page can hold; or `path` is a folder.
     """
     given = [folders] if isinstance(folders, str | Path) else list(folders)
     target = Path(path)
+    if target.is_dir():
+        raise ArgumentError(f"{target} is a folder: name the file to write, such as {target / 'report.html'}")
     text = render([run(folder, name) for folder, name in zip(given, names(given), strict=True)])
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -328,6 +328,14 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_as_output_is_refused_with_the_file_to_name(tmp_path, capsys):
+    place = folder(tmp_path / "a")
+    (tmp_path / "out").mkdir()
+    assert main(["report", str(place), "-o", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path}/out is a folder: name the file to write, such as" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_one_folder_may_be_given_by_itself(tmp_path):
     place = folder(tmp_path / "a")
     assert write(place, tmp_path / "one.html") == tmp_path / "one.html"
