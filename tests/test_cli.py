@@ -83,7 +83,8 @@ def test_grow_without_control_quietly_elsewhere(config, tmp_path, capsys):
 def test_a_structured_log_is_json(config, capsys):
     assert main(["grow", config(logging__format="structured", logging__level="DEBUG", training__steps=8)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert {"start", "evaluate", "score", "end"} <= {line["event"] for line in lines}
+    assert {"start", "evaluate", "score", "end"} <= {line.get("event") for line in lines}
+    assert [line["message"] for line in lines if "event" not in line] == ["this run computes on: cpu"]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,10 @@ def _loading(job: Job) -> dict[str, str]:
 def _log(record: Record) -> None:
     if record.event == "update" and record.figures["field"] == "logging.level":
         logging.getLogger("esper").setLevel(json.loads(str(record.figures["new"])))
+    if record.event == "start" and record.run != "control":
+        import jax
+
+        _LOG.info("this run computes on: %s", jax.default_backend())
     level = logging.DEBUG if record.event in ("start", "evaluate", "score", "end") else logging.INFO
     _LOG.log(level, "%s", _sentence(record), extra={"record": asdict(record)})
 

@@ -45,7 +45,8 @@ TEMPLATES: Mapping[str, Template] = {
         },
     ),
     "gpu": Template(
-        "One machine with a GPU. No server: everything stays in files.",
+        'One machine with a GPU, which JAX finds after `pip install "jax[cuda12]"`. '
+        "No server: everything stays in files.",
         {
             "": {"name": "gpu", "environment": "development"},
             _TAMIYO: {"patience": 5, "train_steps": 500, "blend_steps": 200, "hold_steps": 300, "max_kernels": 8},
@@ -55,8 +56,8 @@ TEMPLATES: Mapping[str, Template] = {
         },
     ),
     "cluster": Template(
-        "Many runs that share a catalogue, artifacts and a bus. Every secret is in a file: "
-        "see docs/operations.md for the servers.",
+        "Many runs that share a catalogue, artifacts and a bus. Every secret is in a file that has to be there; "
+        "docs/operations.md says how these and the servers are made.",
         {
             "": {"name": "cluster", "environment": "production"},
             "database": {"host": "${DB_HOST:-postgres}", "username": "urza"}
