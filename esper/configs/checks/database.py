@@ -13,8 +13,6 @@ from esper.configs.services import DatabaseConfig
 _SUBJECT = "database"
 _OLDEST = 120000
 _SKEW = 30.0  # seconds between two clocks that are worth a word
-TABLES = ("esper_kernels", "esper_kernel_tags", "esper_kernel_attributes", "esper_kernel_origins")
-"""The tables of the catalogue, whose rows a run reads and writes (`esper.library.schema`)."""
 VERSION_TABLE, REVISION = "esper_library_version", "0001"
 """Where the catalogue says which migration made it, and the one that this esper reads and writes."""
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -112,24 +110,25 @@ def _rights(section: DatabaseConfig, connection: Any, psycopg: Any) -> Iterator[
 def _others_tables(section: DatabaseConfig, schema: str, connection: Any) -> Finding:
     """What a role that may make no tables can do with the catalogue, if somebody has made it."""
     told = f"the role may not make tables in the schema {schema}"
-    held = [name for name in (*TABLES, VERSION_TABLE) if _one(connection, "SELECT to_regclass(%s)", name)]
-    if not held:
+    held = _one(
+        connection, "SELECT array_agg(tablename ORDER BY tablename) FROM pg_tables WHERE schemaname = %s", schema
+    )
+    tables = [name for name in held or () if name.startswith("esper_")]
+    if VERSION_TABLE not in tables:
         return Finding("failed", _SUBJECT, told, f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {section.username}")
-    wanted = {name: ("SELECT", "INSERT", "UPDATE", "DELETE") for name in TABLES} | {VERSION_TABLE: ("SELECT",)}
     lacking = [
         f"{right} ON {name}"
-        for name in held
-        for right in wanted[name]
+        for name in tables
+        for right in (("SELECT",) if name == VERSION_TABLE else ("SELECT", "INSERT", "UPDATE", "DELETE"))
         if not _one(connection, "SELECT has_table_privilege(%s, %s)", name, right)
     ]
     if lacking:
         move = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {section.username}"
         return Finding("failed", _SUBJECT, f"{told}, and lacks rights to those there: {', '.join(lacking)}", move)
-    revision = _one(connection, f"SELECT version_num FROM {VERSION_TABLE}") if VERSION_TABLE in held else None
-    if len(held) < len(wanted) or revision != REVISION:
-        move = "as the role that owns them: esper library list"
+    revision = _one(connection, f"SELECT version_num FROM {VERSION_TABLE}")
+    if revision != REVISION:
         told = f"{told}, and those there are of schema {revision}, not {REVISION}"
-        return Finding("failed", _SUBJECT, told, move)
+        return Finding("failed", _SUBJECT, told, "as the role that owns them: esper library list")
     return Finding("ok", _SUBJECT, f"rows of the catalogue can be read and written; {told}: migrations are another's")
 
 
