@@ -116,8 +116,9 @@ def run(folder: str | Path, name: str | None = None) -> RunData:
     notes += said
     growth, control = _split(events)
     files: dict[str, Any] = {}
+    run_id = next((event.run_id for event in reversed(events) if event.run_id), "")
     for kind in ("ledger", "certificate", "network"):
-        files[kind], said = _plain(place / f"{kind}.json")
+        files[kind], said = _of_run(run_id, place / f"{kind}.json")
         notes += said
     network, said = _network(files["network"])
     return RunData(
@@ -262,6 +263,14 @@ def _plain(path: Path) -> tuple[Mapping[str, Any] | None, list[str]]:
     except (ValueError, RecursionError) as error:
         return None, [f"{path.name} is no JSON ({cut(str(error), 120)}); it may be being written"]
     return (_sane(held), []) if isinstance(held, dict) else (None, [f"{path.name} holds no object"])
+
+
+def _of_run(run_id: str, path: Path) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """What a JSON file holds, unless it says that it is of another run than the history."""
+    held, said = _plain(path)
+    if held is not None and run_id and held.get("run_id", run_id) != run_id:
+        return None, [f"{path.name} is of another run than {HISTORY} and was left out"]
+    return held, said
 
 
 def _sane(plain: Any) -> Any:

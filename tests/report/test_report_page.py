@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from report.run_folders import EVIL, big, evaluation, folder, history, kernel, layer, life, network, record
+from report.run_folders import EVIL, LEDGER, big, evaluation, folder, history, kernel, layer, life, network, record
 
 from esper.cli import main
 from esper.errors import ArgumentError, RunFolderError
@@ -190,6 +190,14 @@ def test_an_event_that_was_written_twice_and_one_of_another_run_are_left_out(tmp
     found = run(folder(tmp_path / "a", [*other, *mine[:10], *mine[5:], notice]))
     assert len(found.events) + len(found.control) == len(history())
     assert "5 events of another run" in found.notes[0] and "drops 1" in found.notes[1]
+
+
+@pytest.mark.parametrize(("run_id", "left_out"), [("this", False), ("earlier", True)])
+def test_a_file_of_another_run_is_left_out(tmp_path, run_id, left_out):
+    events = [event | {"run_id": "this", "sequence": at} for at, event in enumerate(history())]
+    found = run(folder(tmp_path / "a", events, ledger=LEDGER | {"run_id": run_id}))
+    assert (found.ledger is None) == left_out == ("ledger.json is of another run" in " ".join(found.notes))
+    assert found.certificate is not None
 
 
 def test_a_run_that_failed_says_of_what(tmp_path, page):
