@@ -105,9 +105,11 @@ def test_a_service_without_tls_is_told_from_one_with_it(tmp_path, redis_server, 
 def test_a_role_that_may_make_no_tables_is_told(tmp_path, postgres_server):
     admin = postgres_server.admin
     sql(admin, "CREATE ROLE reader LOGIN PASSWORD 'r'")
-    said = failure(tmp_path, database=postgres_server.section | {"username": "reader", "password": "r"})
+    sql(admin, "CREATE DATABASE bare OWNER urza")  # without the tables that other tests made
+    section = postgres_server.section | {"database": "bare"}
+    said = failure(tmp_path, database=section | {"username": "reader", "password": "r"})
     assert "GRANT USAGE, CREATE ON SCHEMA public TO reader" in said
-    assert sql(postgres_server.section, "SELECT 1 FROM pg_tables WHERE tablename LIKE 'esper_check%'") == []
+    assert sql(section, "SELECT 1 FROM pg_tables WHERE tablename LIKE 'esper_check%'") == []
 
 
 def test_a_superuser_is_warned_of(tmp_path, postgres_server):
