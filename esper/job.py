@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from esper.parity import Agreement, compare, tolerance
 from esper.shelf import shelf
 from esper.telemetry.assemble import bus_of
 from esper.telemetry.bus import Bus, new_run_id
-from esper.telemetry.folder import claimed, set_aside
+from esper.telemetry.convert import event_of
+from esper.telemetry.folder import claimed, set_aside, write_again
 from esper.train.data import SHAPES, Dataset, load
 from esper.train.history import Record
 from esper.train.loop import Result, grow
@@ -51,6 +53,7 @@ class Job:
         certificate: The model against the unwrapped module, on the test part, after training.
         files: What was written, by what it is.
         published: What became of the kernels that are to be in the library; None: none are to be.
+        lost: How many events places of telemetry missed, by place; of the history none are missing at the end.
     """
 
     parity: Agreement
@@ -59,6 +62,7 @@ class Job:
     certificate: dict[str, Any]
     files: dict[str, Path]
     published: Published | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(
@@ -108,10 +112,12 @@ def _run(
         validation_fraction=training.validation_fraction,
     )
     run_id = new_run_id()
+    said: list[tuple[Record, float]] = []
     with policy_of(config, run_id) as policy, _bus(config, place, run_id) as bus:
 
         def told(record: Record) -> None:
             bus.publish(record)
+            said.append((record, time.time()))
             listen(record)
 
         with shelf(config, run_id, told) as library:
@@ -130,7 +136,11 @@ def _run(
     trained = unwrap(growth.model, probe=_tensor(data))
     certificate: Any = trained.esper_certificate
     files = _write(place, trained, growth, certificate)
-    return Job(agreement, growth, alone, certificate, files, published)
+    lost = {name: counts.dropped for name, counts in bus.counts().items() if counts.dropped}
+    if "jsonl" in lost:
+        pairs = enumerate(said)
+        write_again(place, [event_of(one, run_id=run_id, sequence=at, seconds=when) for at, (one, when) in pairs])
+    return Job(agreement, growth, alone, certificate, files, published, lost)
 
 
 def _bus(config: EsperConfig, place: Path, run_id: str) -> Bus:

@@ -6,12 +6,14 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from esper.errors import ConfigError, EventError
+from esper.errors import ConfigError, EventError, TelemetryError
+from esper.telemetry.events import Event
 from esper.telemetry.reading import HISTORY
+from esper.telemetry.sinks.files import Appended
 from esper.telemetry.sinks.jsonl import last_event
 
 try:
@@ -74,6 +76,29 @@ def set_aside(folder: Path) -> None:
         reason = error.strerror or error
         raise ConfigError(
             f"what an earlier run left in {folder} cannot be renamed: {reason}; choose another output_dir"
+        ) from error
+
+
+def write_again(folder: Path, events: Iterable[Event]) -> None:
+    """Puts a whole history in place of one that has gaps, since it could not be written while the run went on.
+
+    Raises:
+        TelemetryError: It cannot be written now either.
+    """
+    path = folder / HISTORY
+    new = path.with_name(f".{HISTORY}.new")
+    file = Appended(new, replace=True)
+    try:
+        file.append(b"".join(event.line for event in events), sync=True)
+        file.close()
+        new.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # what it holds is of no use
+            file.close()
+            new.unlink(missing_ok=True)
+        raise TelemetryError(
+            f"the run is over, and its history cannot be written to {path}: {error.strerror or error}; the other files "
+            "of the run are there: see to that, and run it again if its history is needed"
         ) from error
 
 

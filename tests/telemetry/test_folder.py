@@ -5,10 +5,11 @@ import json
 import pytest
 
 from esper import job
+from esper.cli.grow import _loading
 from esper.configs import EsperConfig
-from esper.errors import ConfigError
-from esper.telemetry import event_of, read
-from esper.telemetry.folder import TOLD, claimed, set_aside
+from esper.errors import ConfigError, TelemetryError
+from esper.telemetry import Jsonl, event_of, read
+from esper.telemetry.folder import TOLD, claimed, set_aside, write_again
 from telemetry.samples import evaluation
 
 
@@ -82,3 +83,30 @@ def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="choose another output_dir"):
         job.run(config(tmp_path / "file" / "run"))
+
+
+def growing(folder, **nissa):
+    training = {"data": "digits", "model": "mlp", "output_dir": str(folder), "steps": 4, "eval_every": 2}
+    components = {"nissa": {"config": {"close_timeout": 0.1, **nissa}}}
+    return EsperConfig(name="x", training=training, components=components)
+
+
+def test_a_history_that_could_not_be_written_while_it_went_on_is_written_at_the_end(tmp_path, monkeypatch, caplog):
+    said = []
+
+    def failing(sink, events):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Jsonl, "write", failing)
+    done = job.run(growing(tmp_path), control=False, listen=said.append)
+    assert done.lost["jsonl"] >= len(said)
+    found = read(tmp_path)
+    assert [(event.step, event.event) for event in found] == [(one.step, one.event) for one in said]
+    assert [event.sequence for event in found] == list(range(len(said)))
+    assert "events were lost, 0 written: the disk is full" in caplog.text
+    assert "written again at the end" in _loading(done)[str(tmp_path / "history.jsonl")]
+    (tmp_path / "history.jsonl").unlink()
+    (tmp_path / "history.jsonl").mkdir()
+    with pytest.raises(TelemetryError, match="its history cannot be written to"):
+        write_again(tmp_path, found)
+    assert not list(tmp_path.glob(".history*"))
