@@ -72,6 +72,7 @@ class RemotePolicy:
     """
 
     forgiving = True
+    heeded_by = "the local default"  # whose settings they are that change in a run
 
     def __init__(
         self,

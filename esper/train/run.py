@@ -168,8 +168,16 @@ class Run:
 
     def go(self) -> None:
         """Runs until the last step, or until it is stopped."""
-        if self._course.updates:
-            self._course.updates.begin(self.done, self.books.records)
+        updates = self._course.updates
+        if updates:
+            updates.begin(self.done, self.books.records)
+        try:
+            self._go()
+        finally:
+            if updates:
+                updates.end(self.done)
+
+    def _go(self) -> None:
         if self._course.governor and self._sound is None:
             self._begin_guard(self._course.governor)
         while self.done < self._course.steps and not self.stopped:
@@ -178,8 +186,6 @@ class Run:
             if self._since:
                 self._update()
                 self._evaluate()
-        if self._course.updates:
-            self._course.updates.end(self.done)
 
     def close(self) -> None:
         """Waits for threads that still prepare something: none outlives the run."""
