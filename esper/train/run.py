@@ -261,7 +261,8 @@ class Run:
         layers = observed(self._state.model, pulls, course.plans)
         metrics = tuple((name, value) for name, value in figures.items() if isinstance(value, float))
         seen = Observation(self.done, course.steps, course.every, tuple(self.losses), layers, train_loss, metrics)
-        asks = asked(policy, seen, self._memory)
+        with self.books.timed("decision"):
+            asks = asked(policy, seen, self._memory)
         key = jax.random.fold_in(jax.random.fold_in(self._state.key, _CREDIT), self.done)
         with self.books.timed("measurement"):
             model, objective = self._state.model, course.learner.objective
@@ -275,7 +276,8 @@ class Run:
 
     def _decide(self, observation: Observation) -> None:
         assert self._course.policy is not None
-        actions, self._memory = self._course.policy(observation, self._memory)
+        with self.books.timed("decision"):
+            actions, self._memory = self._course.policy(observation, self._memory)
         self._undecided = None
         at_once, deferred = changes.split(actions)
         for action in at_once:
