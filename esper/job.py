@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ from esper import __version__
 from esper.api import unwrap, wrap
 from esper.configs import EsperConfig, TrainingSettings
 from esper.control.connect import policy_of
-from esper.errors import ParityError
+from esper.errors import ConfigError, ParityError
 from esper.jax_backend.description import description, gains_of
+from esper.jax_backend.devices import is_main
 from esper.jax_backend.model import MorphableModel
 from esper.library.publishing import Published
 from esper.lifecycle import SeedLifecycleState
 from esper.parity import Agreement, compare, tolerance
 from esper.shelf import shelf
 from esper.telemetry.assemble import bus_of
+from esper.telemetry.bus import Bus, new_run_id
+from esper.telemetry.convert import event_of
+from esper.telemetry.folder import claimed, set_aside, write_again
 from esper.train.data import SHAPES, Dataset, load
 from esper.train.history import Record
 from esper.train.loop import Result, grow
@@ -47,6 +53,7 @@ class Job:
         certificate: The model against the unwrapped module, on the test part, after training.
         files: What was written, by what it is.
         published: What became of the kernels that are to be in the library; None: none are to be.
+        lost: How many events places of telemetry missed, by place; of the history none are missing at the end.
     """
 
     parity: Agreement
@@ -55,6 +62,7 @@ class Job:
     certificate: dict[str, Any]
     files: dict[str, Path]
     published: Published | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(
@@ -68,7 +76,8 @@ def run(
     """Wraps the host, checks it against eager torch, trains and grows it, unwraps it, writes it.
 
     Events are written to `history.jsonl` in the folder while it runs, and go wherever else the configuration says.
-    While it grows, `esper config set` may change settings of it by way of that folder.
+    While it grows, `esper config set` may change settings of it by way of that folder. What an earlier run told there
+    is renamed, `history.<run_id>.jsonl` and so on, once this one begins.
 
     Args:
         config: What to do; every section of it is checked first.
@@ -78,11 +87,19 @@ def run(
         listen: Told every event.
 
     Raises:
-        EsperError: The configuration, the host or the data do not do.
+        EsperError: The configuration, the host or the data do not do, or another run is writing to the folder.
     """
+    config.check()
+    place = Path(output_dir or config.training_settings().output_dir)
+    with claimed(place) if is_main() else nullcontext():
+        return _run(config, place, control=control, watch=watch, listen=listen)
+
+
+def _run(
+    config: EsperConfig, place: Path, *, control: bool, watch: Callable[[int], None], listen: Callable[[Record], None]
+) -> Job:
     from esper.torch_frontend.hosts import load_host, wants_images
 
-    config.check()
     training, tamiyo = config.training_settings(), config.tamiyo_settings()
     host_key, data_key = jax.random.split(jax.random.key(training.key))
     entropy = int(jax.random.bits(host_key, dtype="uint32"))
@@ -94,14 +111,16 @@ def run(
         test_fraction=training.test_fraction,
         validation_fraction=training.validation_fraction,
     )
-    place = Path(output_dir or training.output_dir)
-    with bus_of(config, place) as bus:
+    run_id = new_run_id()
+    said: list[tuple[Record, float]] = []
+    with policy_of(config, run_id) as policy, _bus(config, place, run_id) as bus:
 
         def told(record: Record) -> None:
             bus.publish(record)
+            said.append((record, time.time()))
             listen(record)
 
-        with shelf(config, bus.run_id, told) as library, policy_of(config, bus.run_id) as policy:
+        with shelf(config, run_id, told) as library:
             model = wrap(
                 host, training.target_layers, training.seeds_per_layer, training.cache_size_mb, library=library.opened
             )
@@ -117,7 +136,24 @@ def run(
     trained = unwrap(growth.model, probe=_tensor(data))
     certificate: Any = trained.esper_certificate
     files = _write(place, trained, growth, certificate)
-    return Job(agreement, growth, alone, certificate, files, published)
+    lost = {name: counts.dropped for name, counts in bus.counts().items() if counts.dropped}
+    if "jsonl" in lost:
+        pairs = enumerate(said)
+        write_again(place, [event_of(one, run_id=run_id, sequence=at, seconds=when) for at, (one, when) in pairs])
+    return Job(agreement, growth, alone, certificate, files, published, lost)
+
+
+def _bus(config: EsperConfig, place: Path, run_id: str) -> Bus:
+    """Where the run is told; one process of several tells it."""
+    if not is_main():
+        return Bus(run_id=run_id)
+    bus = bus_of(config, place, run_id)
+    try:
+        set_aside(place)  # after what may keep the run from beginning; the history is opened with its first event
+    except ConfigError:
+        bus.close()
+        raise
+    return bus
 
 
 def parity(host: Any, model: MorphableModel, data: Dataset) -> Agreement:

@@ -1,5 +1,6 @@
 """Settings that change while a run goes on: at the next evaluation, on record, and the same again after a kill."""
 
+import errno
 import json
 import os
 import threading
@@ -15,7 +16,12 @@ import esper
 from esper.cli import main
 from esper.configs import TamiyoSettings
 from esper.configs.changes import CHANGEABLE, change, parsed
+from esper.control import Keys, RemotePolicy
+from esper.control.channel import Post
+from esper.control.keys import new_key
 from esper.errors import ConfigError
+from esper.growth.tamiyo import Tamiyo
+from esper.train import updates as updating
 from esper.train.keeping import Checkpoints
 from esper.train.updates import ASKED, MET, ask
 
@@ -220,3 +226,58 @@ def test_what_may_change_exists():
         for name in names:
             with pytest.raises(ConfigError, match=rf"{section}\.{name}: "):
                 change(f"{section}.{name}", object())
+
+
+def test_brackets_without_end_and_lines_without_end_are_no_changes(tmp_path):
+    nested = b'{"field": "patience", "value": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    deep = b'{"field": "patience", "value": ' + b"[" * 700 + b"]" * 700 + b"}"
+    long = json.dumps({"field": "patience", "value": 2, "note": "x" * 70_000}).encode()
+
+    def wrong(run):
+        if run.done == 3:
+            (tmp_path / ASKED).write_bytes(b"\n".join([b"[" * 200_000, nested, deep, long, b""]))
+
+    assert [record.event for record in updates(run(tmp_path, on_step=wrong))] == ["update_refused"] * 4
+
+
+def test_a_full_disk_keeps_no_run_from_training(tmp_path, monkeypatch, caplog):
+    full = True
+
+    def append(path, *lines, write=updating._append):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *lines)
+
+    def room(run):
+        nonlocal full
+        full = run.done < 7
+
+    monkeypatch.setattr(updating, "_append", append)
+    assert run(tmp_path, on_step=room).checkpoint.done == 40
+    assert "nothing can be changed in this run" in caplog.text
+    assert [json.loads(line) for line in (tmp_path / MET).read_text().splitlines()] == [{"began": 0}, {"ended": 40}]
+
+
+def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
+    whole = b'{"field": "patience", "value": 1}\n'
+    (tmp_path / ASKED).write_bytes(whole)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:10]))
+    with pytest.raises(OSError, match="No space left"):
+        ask(tmp_path, parsed(["patience=5"]))
+    assert (tmp_path / ASKED).read_bytes() == whole
+
+
+def test_a_run_that_failed_takes_no_changes_any_more(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, {7: [Killed]})
+    with pytest.raises(ConfigError, match="ended at step 7"):
+        ask(tmp_path, parsed(["patience=5"]))
+
+
+def test_a_change_says_when_it_counts_for_the_local_default_only(tmp_path):
+    policy = RemotePolicy(
+        Post().end("run-1"), Keys.parse(new_key("k1")), local=Tamiyo(GROWTH), run="run-1", timeout=0.001
+    )
+    (done,) = updates(run(tmp_path, {2: ["patience=2"]}, policy=policy, growth=None))
+    assert done.event == "update" and done.reason.endswith("from here on, for the local default only")

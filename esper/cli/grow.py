@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -79,6 +79,9 @@ def _report(job: Job) -> None:
     }
     console.print(figures_table("Certificate: the grown model against the torch module it gave back", after))
     console.print(figures_table("Written", _loading(job)))
+    for name, events in job.lost.items():
+        if name != "jsonl":
+            console.print(f"telemetry: {name} missed {events} events of this run", highlight=False)
     if job.published is not None:
         console.print(f"library: {job.published}", highlight=False)
 
@@ -91,11 +94,16 @@ def _loading(job: Job) -> dict[str, str]:
         str(
             files["tensors"]
         ): f"the same, and seeds as metadata: safetensors.torch.load_file({str(files['tensors'])!r})",
-        str(files["history"]): "every event, one JSON object a line",
+        str(files["history"]): _history(job.lost),
         str(files["certificate"]): "the certificate above",
         str(files["ledger"]): "where the work went, as in the table above",
         str(files["network"]): f"the network, for the page that `esper report {files['network'].parent}` writes",
     }
+
+
+def _history(lost: Mapping[str, int]) -> str:
+    about = "every event, one JSON object a line"
+    return f"{about}; written again at the end, since {lost['jsonl']} were lost before" if "jsonl" in lost else about
 
 
 def _log(record: Record) -> None:

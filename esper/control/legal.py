@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from esper.growth.policy import (
@@ -24,6 +25,8 @@ from esper.lifecycle import SeedLifecycleState as S
 
 _EMPTY = (S.DORMANT, S.CULLED)
 _REASON = 4000
+_HOLDS = 16  # in an answer
+_ACTIONS, _OF_A_SEED = 16, 4  # in an answer, at most: so many, and so many more for every seed
 
 
 def obstacle(observation: Observation, actions: Sequence[Action]) -> str:
@@ -31,6 +34,8 @@ def obstacle(observation: Observation, actions: Sequence[Action]) -> str:
 
     A germination, or what is loaded, has to be one of the layer's plans: what may grow in a run is the run's to say.
     """
+    if reason := _too_many(observation, actions):
+        return reason
     plans = {seed.place: layer.plans for layer in observation.layers for seed in layer.seeds}
     states = {seed.place: seed.state for seed in observation.seeds()}
     held = {seed.place for seed in observation.seeds() if seed.blueprint}
@@ -49,6 +54,19 @@ def obstacle(observation: Observation, actions: Sequence[Action]) -> str:
         held = held | {place} if isinstance(action, ARRIVING) else held
         held = held - {place} if isinstance(action, Cull) else held
     return ""
+
+
+def _too_many(observation: Observation, actions: Sequence[Action]) -> str:
+    """Why nobody would decide so much at once, each of which is carried out and recorded; empty: somebody would."""
+    most = _ACTIONS + _OF_A_SEED * sum(1 for _ in observation.seeds())
+    if len(actions) > most:
+        return f"{len(actions)} actions, and here at most {most} are decided at once"
+    if sum(isinstance(action, Hold) for action in actions) > _HOLDS:
+        return f"more than {_HOLDS} reasons for not growing"
+    alphas = Counter((action.layer, action.seed) for action in actions if isinstance(action, SetAlpha))
+    return next(
+        (f"alpha of {layer or '(root)'}[{seed}] is set {n} times" for (layer, seed), n in alphas.items() if n > 1), ""
+    )
 
 
 def _refused(action: Action, state: S, plans: Sequence[Plan], *, held: bool) -> str:

@@ -72,6 +72,7 @@ class RemotePolicy:
     """
 
     forgiving = True
+    heeded_by = "the local default"  # whose settings they are that change in a run
 
     def __init__(
         self,
@@ -126,6 +127,7 @@ class RemotePolicy:
 
     def asks(self, observation: Observation, memory: RemoteMemory) -> Asks:
         """What the controller wants measured, if it is asked that; else what the local default does."""
+        memory = _own(memory)
         own = asked(self._local, observation, memory.local)
         if self._measure == "local" or memory.rest:
             return own
@@ -138,6 +140,7 @@ class RemotePolicy:
 
     def __call__(self, observation: Observation, memory: RemoteMemory) -> tuple[tuple[Action, ...], RemoteMemory]:
         """What the controller decides; without it, what the local default does."""
+        memory = _own(memory)
         before, self._before = self._before or Heard(None), None
         if memory.rest:
             return self._alone(observation, replace(memory, rest=memory.rest - 1), ())
@@ -189,6 +192,11 @@ class RemotePolicy:
         actions, local = self._local(observation, memory.local)
         after = replace(memory, local=local, sequence=memory.sequence + 1, missed=memory.missed + 1)
         return (*notes, *actions), after
+
+
+def _own(memory: Any) -> RemoteMemory:
+    """The memory; that of a run which the local default alone decided until its checkpoint is the local default's."""
+    return memory if isinstance(memory, RemoteMemory) else RemoteMemory(memory)
 
 
 def _decided(answer: Answer, waited: float) -> Note:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from esper.configs.redaction import scrubbed, secrets_of
 from esper.control.channel import KEPT
+from esper.control.seal import MAX_BYTES
 from esper.errors import ChannelError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -13,6 +15,20 @@ if TYPE_CHECKING:
 
 _FIELD = b"m"
 _UNREAD = 24 * 3600  # seconds that an inbox stays which nobody writes to any more
+_PAUSES = (0.001, 0.02)  # seconds between looks into the inbox, the first and the longest
+
+# Whatever anybody has put there, no more of it leaves the server than tells that it is too large. It is gone with that
+# even if this end did not wait for it, so that no entry can stand in the way for good.
+_CLAIM = """
+local found = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if not found then return false end
+redis.call('XDEL', KEYS[1], found[1])
+local fields = found[2]
+for at = 1, #fields, 2 do
+  if fields[at] == ARGV[1] then return string.sub(fields[at + 1], 1, tonumber(ARGV[2])) end
+end
+return ''
+"""
 
 
 class RedisChannel:
@@ -45,9 +61,9 @@ class RedisChannel:
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         self._client: Any = redis.Redis(**options, retry=retry, protocol=2)
         self._errors = (redis.RedisError, OSError)
+        self._secrets = secrets_of(config)
         self._place = f"redis at {config.host}:{config.port}"
         self._prefix, self._own = f"{prefix}:control", f"{prefix}:control:{inbox}"
-        self._longest = options["socket_timeout"] / 2  # that a command may block; the socket must outlast it
 
     def send(self, to: str, message: bytes) -> None:
         """Puts a message into an inbox; the oldest go where there are too many."""
@@ -58,31 +74,27 @@ class RedisChannel:
                 pipeline.expire(key, _UNREAD)
                 pipeline.execute()
         except self._errors as error:
-            raise self._broken(error) from error
+            raise self._broken(error) from None
 
     def receive(self, timeout: float) -> bytes | None:
         """The oldest message of the own inbox."""
-        deadline = time.monotonic() + timeout
+        deadline, (pause, longest) = time.monotonic() + timeout, _PAUSES
         while True:
-            left = max(0.0, deadline - time.monotonic())
             try:
-                message = self._claimed(min(left, self._longest))
+                message = self._client.eval(_CLAIM, 1, self._own, _FIELD, MAX_BYTES + 1)
             except self._errors as error:
-                raise self._broken(error) from error
-            if message is not None or time.monotonic() >= deadline:
+                raise self._broken(error) from None
+            left = deadline - time.monotonic()
+            if message is not None or left <= 0:
                 return message
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, longest)
 
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
 
-    def _claimed(self, timeout: float) -> bytes | None:
-        block = int(1000 * timeout) or None  # 0 would block for ever
-        for _, entries in self._client.xread({self._own: "0-0"}, count=1, block=block) or ():
-            for name, fields in entries:
-                if self._client.xdel(self._own, name):
-                    return fields.get(_FIELD, b"")
-        return None
-
     def _broken(self, error: Exception) -> ChannelError:
-        return ChannelError(f"{self._place} does not work ({type(error).__name__}): {error}")
+        """What is wrong, in a line; servers and drivers may quote what they were given, the password too."""
+        said = scrubbed(" ".join(str(error).split()), self._secrets)
+        return ChannelError(f"{self._place} does not work ({type(error).__name__}): {said}")

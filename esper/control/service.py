@@ -88,17 +88,29 @@ class Controller:
     def _memory(self, question: Question) -> Any:
         """What is remembered of the run: what was said last, or, where that has gaps, what the run's own policy knows.
 
-        The latter only if both are policies of one kind.
+        The latter only if both are policies of one kind; without either the policy begins. What another policy said,
+        such as one that served before, is nothing to go on from.
         """
         start = self.policy.start()
-        held = from_text(question.theirs, self._classes, MEMORY) if question.theirs else start
-        if question.default and held_classes(start) and (question.missed or not question.theirs):
-            try:
-                default = from_text(question.default, self._classes, MEMORY)
-            except MessageError:
-                return held  # of another kind
-            return default if type(default) is type(start) else held
-        return held
+        held = self._fitting(question.theirs, start)
+        if question.theirs and held is None:
+            about = question.run, question.sequence, type(self.policy).__name__
+            _LOG.warning("run %s, observation %d: what was said last is no memory of %s, and is left out", *about)
+        default = self._fitting(question.default, start) if held_classes(start) else None
+        found = (default, held) if question.missed or held is None else (held,)
+        return next((memory for memory in found if memory is not None), start)
+
+    def _fitting(self, text: str, start: Any) -> Any:
+        """The memory that a text holds; None: there is none, or it is of another kind than the policy's."""
+        if not text:
+            return None
+        try:
+            memory = from_text(text, self._classes, MEMORY)
+        except MessageError:
+            return None
+        # Plain values may be anything: a policy that begins with None may remember numbers.
+        plain = not (held_classes(memory) or held_classes(start))
+        return memory if plain or type(memory) is type(start) else None
 
 
 def serve(controller: Controller, channel: Channel, stop: threading.Event, *, poll: float = 0.5) -> None:

@@ -11,12 +11,13 @@ from esper.telemetry.sinks.base import Sink
 from esper.telemetry.sinks.jsonl import Jsonl
 
 
-def bus_of(config: EsperConfig, folder: Path) -> Bus:
+def bus_of(config: EsperConfig, folder: Path, run_id: str | None = None) -> Bus:
     """The bus for a run in a folder: its history, and whatever else is configured.
 
     Args:
         config: Its `redis` section, and `components.nissa` and `components.oona`.
         folder: Of the run; a history that is there is replaced.
+        run_id: Which run it is; None: a new one.
 
     Raises:
         MissingExtraError: A package is not installed that something configured needs.
@@ -39,4 +40,4 @@ def bus_of(config: EsperConfig, folder: Path) -> Bus:
         from esper.telemetry.sinks.otel import OpenTelemetry
 
         sinks.append(OpenTelemetry(nissa.otel_endpoint))
-    return Bus(*sinks, bound=nissa.queue_bound, timeout=nissa.close_timeout)
+    return Bus(*sinks, run_id=run_id, bound=nissa.queue_bound, timeout=nissa.close_timeout)

@@ -7,6 +7,7 @@ to the sinks' lanes, each of which has a queue and a thread of its own.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import threading
@@ -22,6 +23,8 @@ from esper.errors import ArgumentError
 from esper.telemetry.convert import Recorded, event_of
 from esper.telemetry.lane import Counts, Lane
 from esper.telemetry.sinks.base import Sink
+
+_LOG = logging.getLogger("esper.telemetry")
 
 BOUND = 10_000
 _LINGER = 0.1  # seconds for which records gather: threads that wake for each would keep waking the one that trains
@@ -147,6 +150,12 @@ class Bus:
             for lane, well in zip(self._lanes, written, strict=True)
         }
         atexit.unregister(self.close)
+        for name, counts in self._summary.items():
+            if counts.dropped:
+                why = f": {counts.problem}" if counts.problem else ""
+                _LOG.warning(
+                    "telemetry to %s: %d events were lost, %d written%s", name, counts.dropped, counts.written, why
+                )
         return self._summary
 
     def _work(self) -> None:

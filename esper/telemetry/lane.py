@@ -147,6 +147,9 @@ class Lane:
                 tries += 1
                 self._failed(error)
                 lasting = not isinstance(error, OSError) and tries >= _TRIES
+                if lasting and len(batch) > 1:
+                    self._deliver_apart(batch)
+                    return
                 if lasting or not self._paused(pause):
                     self._done(len(batch), written=False)
                     return
@@ -154,6 +157,24 @@ class Lane:
             else:
                 self._done(len(batch), written=True)
                 return
+
+    def _deliver_apart(self, batch: list[Event]) -> None:
+        """Delivers events one by one, since one of them may be why none was taken; gives up those that are not."""
+        refused, why = 0, ""
+        for event in batch:
+            try:
+                self.sink.write([event])
+            except OSError:
+                self._deliver([event])  # it is the place that fails now
+            except Exception as error:
+                refused, why = refused + 1, _said(error)
+                self._done(1, written=False)
+            else:
+                self._done(1, written=True)
+        if refused:
+            _LOG.warning(
+                "telemetry to %s: %d events that it does not take were given up: %s", self.sink.name, refused, why
+            )
 
     def _paused(self, seconds: float) -> bool:
         """Waits before another try; whether there is time for one."""
@@ -178,7 +199,7 @@ class Lane:
             if self._ended and not self._busy:
                 return  # too late: it was counted as dropped
             back = written and bool(self._problem)
-            self._busy = 0
+            self._busy = max(0, self._busy - events)
             if written:
                 self._written, self._problem = self._written + events, ""
             else:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from esper.configs import OonaSettings, RedisConfig
+from esper.errors import EventError
 from esper.telemetry.convert import parse
 from esper.telemetry.events import Event
 from esper.telemetry.redis_client import client, event_stream, explained, run_index
@@ -18,8 +20,8 @@ _COUNT = 500  # entries in one answer
 _AGAIN = 0.5  # seconds until a server that is away is asked again
 
 T = TypeVar("T")
-Entries = list[tuple[str, bytes, Event]]
-"""Stream, id of the entry, event."""
+Entries = list[tuple[str, bytes, Event | None]]
+"""Stream, id of the entry, event; None: it holds none."""
 
 
 def follow_redis(
@@ -32,6 +34,8 @@ def follow_redis(
 ) -> Iterator[Event]:
     """The events of runs as they come, each once; a server that is away is waited for.
 
+    An entry that is no event, or of a newer major version, is logged and left out: anybody may have put it there.
+
     Args:
         config: The server.
         oona: Names and bounds of streams.
@@ -42,7 +46,6 @@ def follow_redis(
     Raises:
         MissingExtraError: The package `redis` is not installed.
         TelemetryError: The server refuses the user or a command, or it is away when `stop` is set.
-        EventError: An entry is no event, or of a newer major version.
     """
     with _Server(config, oona, runs, stop) as server:
         places: dict[str, bytes] = {}
@@ -57,7 +60,7 @@ def follow_redis(
             entries = server.ask(lambda: server.after(places)) if places else server.nothing()
             for stream, place, event in entries:
                 places[stream] = place
-                if event.sequence > seen.get(stream, -1):
+                if event is not None and event.sequence > seen.get(stream, -1):
                     seen[stream] = event.sequence
                     yield event
             if ending and not entries:
@@ -93,7 +96,8 @@ def consume_redis(
             ending = server.stop.is_set()
             entries = server.ask(group.next, again=group.forget)
             for stream, place, event in entries:
-                yield event
+                if event is not None:
+                    yield event
                 server.ask(lambda stream=stream, place=place: server.client.xack(stream, group.name, place))
             if ending and not entries:
                 return
@@ -251,5 +255,17 @@ def _entries(answer: Any) -> Entries:
     for stream, listed in found:
         if listed and isinstance(listed[0], list):  # as answers of the third protocol come
             listed = listed[0]
-        entries += [(stream.decode(), place, parse(fields[b"event"])) for place, fields in listed if fields]
+        name, bad = stream.decode(), Counter[str]()
+        entries += [(name, place, _event(fields, bad)) for place, fields in listed if fields]
+        for reason, times in bad.items():
+            _LOG.warning("telemetry: %d entries of %s are left out: %s", times, name, reason)
     return entries
+
+
+def _event(fields: dict[bytes, bytes], bad: Counter[str]) -> Event | None:
+    """The event of an entry; None: there is none, which is counted."""
+    try:
+        return parse(fields.get(b"event", b""))
+    except EventError as error:
+        bad[str(error)] += 1
+        return None

@@ -20,6 +20,7 @@ PHASES = {
     "isolation": "kernels that are TRAINING",
     "evaluation": "losses and metrics on held-out data",
     "measurement": "gains, scores and statistics for decisions",
+    "decision": "the policy, and waiting for a controller's answer",
     "compile": "XLA compiles",
     "rollback": "training that was thrown away",
 }

@@ -168,8 +168,16 @@ class Run:
 
     def go(self) -> None:
         """Runs until the last step, or until it is stopped."""
-        if self._course.updates:
-            self._course.updates.begin(self.done, self.books.records)
+        updates = self._course.updates
+        if updates:
+            updates.begin(self.done, self.books.records)
+        try:
+            self._go()
+        finally:
+            if updates:
+                updates.end(self.done)
+
+    def _go(self) -> None:
         if self._course.governor and self._sound is None:
             self._begin_guard(self._course.governor)
         while self.done < self._course.steps and not self.stopped:
@@ -178,8 +186,6 @@ class Run:
             if self._since:
                 self._update()
                 self._evaluate()
-        if self._course.updates:
-            self._course.updates.end(self.done)
 
     def close(self) -> None:
         """Waits for threads that still prepare something: none outlives the run."""
@@ -255,7 +261,8 @@ class Run:
         layers = observed(self._state.model, pulls, course.plans)
         metrics = tuple((name, value) for name, value in figures.items() if isinstance(value, float))
         seen = Observation(self.done, course.steps, course.every, tuple(self.losses), layers, train_loss, metrics)
-        asks = asked(policy, seen, self._memory)
+        with self.books.timed("decision"):
+            asks = asked(policy, seen, self._memory)
         key = jax.random.fold_in(jax.random.fold_in(self._state.key, _CREDIT), self.done)
         with self.books.timed("measurement"):
             model, objective = self._state.model, course.learner.objective
@@ -269,7 +276,8 @@ class Run:
 
     def _decide(self, observation: Observation) -> None:
         assert self._course.policy is not None
-        actions, self._memory = self._course.policy(observation, self._memory)
+        with self.books.timed("decision"):
+            actions, self._memory = self._course.policy(observation, self._memory)
         self._undecided = None
         at_once, deferred = changes.split(actions)
         for action in at_once:

@@ -8,6 +8,7 @@ it in its records. A run that begins anew begins with neither file.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 ASKED, MET = "updates.jsonl", "updates.applied.jsonl"
 EVENTS = ("update", "update_refused")
+_LONGEST = 1 << 16  # bytes of a line
+_LOG = logging.getLogger("esper.job")
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,21 @@ class Updates:
         if not resumed:
             for name in (ASKED, MET):
                 (self._folder / name).unlink(missing_ok=True)
-        _append(self._folder / ASKED)
+        try:
+            _append(self._folder / ASKED)
+        except OSError as error:  # such as a full disk, which is no reason not to train
+            _LOG.warning("nothing can be changed in this run until there is %s: %s", self._folder / ASKED, error)
         lines = _lines(self._folder / MET)
         self._met: dict[int, int] = {line["request"]: line["evaluation"] for line in lines if "request" in line}
         self._done: set[int] = set()
+        self._unsaid: int | None = None  # where the run began, until it is kept on the disk
 
     def begin(self, step: int, records: Iterable[Record]) -> None:
         """The run begins or goes on at this step; what its records hold has been done."""
         told = (record for record in records if record.event in EVENTS)
         self._done = {int(record.figures["request"]) for record in told if "request" in record.figures}
-        _append(self._folder / MET, {"began": step})
+        self._unsaid = step
+        self._say()
 
     def due(self, evaluation: int, step: int) -> list[Request]:
         """What is to be done at this evaluation: what is new, and what was done at it before.
@@ -89,6 +97,7 @@ class Updates:
             evaluation: Its number; steps will not do, since a run that was put back comes to them twice.
             step: The step it is at, for those who read the file.
         """
+        self._say()
         lines = _lines(self._folder / ASKED)
         due = []
         for number in (number for number in range(len(lines)) if number not in self._done):
@@ -100,9 +109,15 @@ class Updates:
         return [Request(number, str(lines[number].get("field", "")), lines[number].get("value")) for number in due]
 
     def end(self, step: int) -> None:
-        """The run has ended in good order: nobody listens any more."""
+        """The run has ended, in good order or not: nobody listens any more."""
         with suppress(OSError):  # all that is lost is a better message for who asks later
             _append(self._folder / MET, {"ended": step})
+
+    def _say(self) -> None:
+        if self._unsaid is not None:
+            with suppress(OSError):  # it is tried again at the next evaluation
+                _append(self._folder / MET, {"began": self._unsaid})
+                self._unsaid = None
 
     def _keep(self, number: int, evaluation: int, step: int) -> bool:
         try:
@@ -118,6 +133,10 @@ def met(course: Course, request: Request, step: int) -> tuple[Course, Record]:
     figures: Figures = {"request": request.number, "field": request.field}
     try:
         return changed(course, change(request.field, request.value), step, figures)
+    except RecursionError:
+        return course, Record(
+            step, "update_refused", f"{request.field}: the value is nested too deeply", figures=figures
+        )
     except ConfigError as error:
         return course, Record(step, "update_refused", str(error), figures=figures)
 
@@ -131,6 +150,8 @@ def changed(course: Course, asked: Change, step: int, figures: Figures | None = 
     old, course = _revised(course, asked)
     values: Figures = {"field": asked.field, "old": json.dumps(old), "new": json.dumps(asked.value)}
     reason = f"{asked.field} was {values['old']} and is {values['new']} from here on"
+    heeds = getattr(course.policy, "heeded_by", "") if asked.section == TAMIYO else ""
+    reason += f", for {heeds} only" if heeds else ""
     return course, Record(step, "update", reason, figures={**(figures or {}), **values})
 
 
@@ -166,18 +187,29 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _object(line: bytes) -> dict[str, Any]:
+    if len(line) > _LONGEST:
+        return {}
     try:
         found = json.loads(line)
-    except ValueError:  # neither JSON nor UTF-8
+    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or brackets without end
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _append(path: Path, *lines: dict[str, Any]) -> None:
-    """Adds lines in one write, so that two writers do not mix theirs."""
+    """Adds lines in one write, so that two writers do not mix theirs; all of them, or none.
+
+    Raises:
+        OSError: There is no room for them, or the file cannot be written.
+    """
     text = "".join(json.dumps(line) + "\n" for line in lines).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, text)
+        written = os.write(descriptor, text)
+        if written < len(text):
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if os.fstat(descriptor).st_size == end:  # else somebody has added lines since
+                os.ftruncate(descriptor, end - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)

@@ -96,7 +96,8 @@ def bit_equal(left, right):
 
 def deeds(result):
     kept = [r for r in result.records if r.event not in (*EVENTS, "start", "resume", "end")]
-    return [(r.step, r.event, r.reason, r.layer, r.seed) for r in kept]
+    # A change of settings says where they are those of the local default alone, and is the same change.
+    return [(r.step, r.event, r.reason.removesuffix(", for the local default only"), r.layer, r.seed) for r in kept]
 
 
 def told(result, event):

@@ -9,7 +9,7 @@ from functools import cache
 import jax
 import pytest
 
-from control.runs import GROWTH, KEY, KEYS, OTHER, controlled, model, refusal, remote, run
+from control.runs import GROWTH, KEY, KEYS, OTHER, controlled, model, remote, run
 from esper.control import Controller, Keys, Post, RemotePolicy, serve
 from esper.control.channel import CONTROLLER
 from esper.control.exchange import DECIDE
@@ -192,6 +192,8 @@ OWN, DEFAULT = Memory(best=0.5, stale=5), Memory(best=0.5, stale=7)
         (OWN, DEFAULT, 2, 8),
         (None, DEFAULT, 0, 8),
         (OWN, (1, 2), 2, 6),
+        ((1, 2), DEFAULT, 0, 8),
+        ((1, 2), None, 0, 0),
     ],
 )
 def test_a_controller_goes_on_where_it_was(theirs, default, missed, stale):
@@ -211,8 +213,14 @@ def controller_text(controller, memory):
 
 
 @pytest.mark.parametrize("theirs", ['{"data":["os.system",{}]}', '{"array":"x"}', "nonsense", '{"program":{}}'])
-def test_memory_that_is_none_is_refused(theirs):
-    assert refusal(Controller(Tamiyo(OTHER), KEYS).answer, question(theirs=theirs), DECIDE) == "malformed"
+def test_memory_that_is_none_is_not_gone_on_with(theirs, caplog):
+    """Nothing is made of it, and the run is answered all the same: it would be asked with it for ever."""
+    controller = Controller(Tamiyo(OTHER), KEYS)
+    for default, stale in ((None, 0), (DEFAULT, 8)):
+        asked = question(theirs=theirs, default=controller_text(controller, default))
+        answer = read(controller.answer(asked, DECIDE), Answer, DECIDE[1], KEYS)
+        assert f'"stale":{stale}' in answer.memory
+    assert caplog.text.count("is no memory of Tamiyo") == 2
 
 
 # ---- how often a silent controller is asked -------------------------------------------------------------
@@ -350,3 +358,23 @@ def test_a_controller_and_its_run_in_two_threads():
     stop.set()
     thread.join(60)
     assert actions[0].reason == "the controller decides on observation 1" and memory.missed == 0
+
+
+@pytest.mark.parametrize(
+    ("actions", "problem"),
+    [
+        ([SetAlpha("0", 0, 0.5, "why")] * 2, "alpha of 0[0] is set 2 times"),
+        ([Hold("why")] * 17, "more than 16 reasons"),
+        ([Cull("0", 0, "why"), Transition("0", 0, S.DORMANT, "why")] * 20, "40 actions, and here at most 20"),
+    ],
+)
+def test_nobody_decides_any_number_of_things_at_once(actions, problem):
+    assert problem in obstacle(seen(SeedView("0", 0, S.GRAFTING, blueprint="mlp")), actions)
+
+
+def test_a_checkpoint_of_the_local_default_goes_on_under_remote_control():
+    local = Tamiyo(GROWTH)
+    policy = remote(controlled(), measure="remote")
+    policy.asks(seen(), local.start())
+    _, memory = policy(seen(), local.start())
+    assert memory.sequence == 1 and memory.local == witnessed(local, seen(), (), local.start())

@@ -1,5 +1,6 @@
 """Runs under remote control: the same run bit for bit, without a controller too, and whatever else arrives."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -296,3 +297,17 @@ def test_arguments_out_of_range(changes):
 def test_names_that_are_none(name):
     with pytest.raises(ArgumentError, match="a run's name"):
         RemotePolicy(Direct(controlled()), KEYS, local=Tamiyo(GROWTH), run=name)
+
+
+def test_waiting_for_the_controller_is_no_time_of_training():
+    def slow(message):
+        time.sleep(0.2)
+        return []
+
+    began = time.perf_counter()
+    found = run(remote(slow, patience=1, longest_rest=1))
+    wall = time.perf_counter() - began
+    spent = {row.phase: row.spent.seconds for row in found.ledger.table()}
+    waited = sum(record.waited for record in found.records if record.event == "remote")
+    assert waited >= 0.4 and spent["decision"] >= waited - 0.01
+    assert sum(seconds for phase, seconds in spent.items() if phase != "compile") < wall  # nothing twice

@@ -1,6 +1,8 @@
 """Remote control through a real Redis: the contract of channels, and what becomes of runs when it is slow or gone."""
 
+import socket
 import threading
+import traceback
 from contextlib import contextmanager
 
 import pytest
@@ -11,6 +13,7 @@ from esper.configs import RedisConfig
 from esper.control import Controller, RemotePolicy, serve
 from esper.control.channel import CONTROLLER
 from esper.control.redis import RedisChannel
+from esper.control.seal import MAX_BYTES
 from esper.errors import ChannelError
 from esper.growth.tamiyo import Tamiyo
 from services.proxy import proxy
@@ -146,3 +149,37 @@ def test_connections_that_are_cut(section):
         found = run(remote(end("run-1", port=line.port)), callbacks=[lambda record, run: line.cut()])
     assert bit_equal(found, alone())
     assert all(reason.startswith("the controller") for reason in told(found, "remote"))
+
+
+def test_an_entry_of_any_size_costs_no_more_than_a_message_and_stands_in_nobody_s_way(section):
+    with ends(section) as end:
+        own = end("run-1")
+        for fields in ({"m": b"x" * 30_000_000}, {"other": b"x" * 30_000_000}, {"m": b"good"}):
+            own._client.xadd("esper:control:run-1", fields)
+        read = own._client.info("stats")["total_net_output_bytes"]
+        assert len(own.receive(0)) == MAX_BYTES + 1
+        assert (own.receive(0), own.receive(0), own.receive(0)) == (b"", b"good", None)
+        assert own._client.info("stats")["total_net_output_bytes"] - read < 2 * MAX_BYTES
+
+
+@pytest.mark.parametrize("password", ["hidden one", "a/b"])
+def test_what_a_server_quotes_of_the_password_is_no_part_of_the_error(password):
+    """As one does that knows no AUTH."""
+    answer = f"-ERR unknown command 'AUTH', with args beginning with: '{password}'\r\n".encode()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with server.accept()[0] as there:
+                while there.recv(4096):
+                    there.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        config = RedisConfig(host="127.0.0.1", port=server.getsockname()[1], password=password)
+        channel = RedisChannel(config, "run-1", timeout=5)
+        with pytest.raises(ChannelError, match=r"AUTH.*\*\*\*") as error:
+            channel.receive(0)
+        channel.close()
+        thread.join(5)
+    shown = "".join(traceback.format_exception(error.value))
+    assert password not in shown and "\n" not in str(error.value)

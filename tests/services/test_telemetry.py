@@ -10,7 +10,7 @@ from telemetry.samples import Collecting, evaluation
 from esper.cli import main
 from esper.configs import OonaSettings, RedisConfig
 from esper.errors import TelemetryError
-from esper.telemetry import Bus, bus, consume_redis, follow_redis, lane, states
+from esper.telemetry import Bus, bus, consume_redis, event_of, follow_redis, lane, states
 from esper.telemetry.redis_client import client, event_stream, run_index
 from esper.telemetry.sinks.redis_streams import RedisStreams
 from services.proxy import proxy
@@ -143,7 +143,7 @@ def test_a_user_with_the_commands_that_are_named_is_enough(tmp_path, oona):
     with redis(tmp_path) as server:
         config = RedisConfig(**server.section)
         with client(config) as admin:
-            commands = ["+eval", "+xadd", "+expire", "+zadd", "+zremrangebyscore"]
+            commands = ["+eval", "+xadd", "+expire", "+time", "+zadd", "+zremrangebyscore"]
             admin.execute_command("ACL", "SETUSER", "writer", "on", ">pw", f"~{oona.prefix}:*", *commands)
         with Bus(RedisStreams(config.model_copy(update={"username": "writer", "password": "pw"}), oona)) as bus:
             bus.publish(evaluation(7))
@@ -157,6 +157,7 @@ def test_a_user_with_the_commands_that_are_named_is_enough(tmp_path, oona):
 def test_a_server_out_of_memory_is_said_and_recovers(tmp_path, oona):
     with redis(tmp_path) as server, client(RedisConfig(**server.section)) as admin:
         config = RedisConfig(**server.section)
+        admin.set("filler", b"x" * 2_000_000)
         admin.config_set("maxmemory", "1mb")
         with Bus(RedisStreams(config, oona), timeout=PATIENCE) as bus:
             bus.publish(evaluation(1))
@@ -328,3 +329,38 @@ def test_watch_reads_the_redis_of_a_configuration(redis_server, oona, tmp_path, 
     assert main(["watch", "--once", "--config", str(path)]) == 0
     out = capsys.readouterr().out
     assert "on-redis" in out and "0.25" in out and PASSWORD not in out
+
+
+def test_an_entry_that_is_no_event_stops_no_reader(redis_server, oona, caplog):
+    config = RedisConfig(**redis_server.section)
+    with Bus(RedisStreams(config, oona), run_id="a") as bus:
+        bus.publish(evaluation(1))
+    entries = [
+        {"event": "no json"},
+        {"event": "no json"},
+        {"other": "x"},
+        {"event": '{"event": "x", "step": 1, "schema_version": 9}'},
+    ]
+    with client(config) as there_:
+        for entry in entries:
+            there_.xadd(event_stream(oona, "a"), entry)
+        sink = RedisStreams(config, oona)
+        sink.write([event_of(evaluation(2), run_id="a", sequence=9, seconds=1e9)])
+        sink.close()
+        assert steps(there(config, oona)) == [1, 2]
+        said = sorted(record.getMessage().partition(" entries of ")[0] for record in caplog.records)
+        assert said == ["telemetry: 1", "telemetry: 3"]
+        stop = threading.Event()
+        stop.set()
+        assert steps(consume_redis(config, oona, consumer="c", stop=stop)) == [1, 2]
+        assert there_.xpending(event_stream(oona, "a"), oona.group)["pending"] == 0
+
+
+def test_a_wrong_clock_of_one_who_writes_costs_no_run_its_place(redis_server, oona, monkeypatch):
+    config = RedisConfig(**redis_server.section)
+    for run in ("a", "b"):
+        sink = RedisStreams(config, oona)
+        sink.write([event_of(evaluation(1), run_id=run, sequence=0, seconds=1e9)])
+        sink.close()
+        monkeypatch.setattr("time.time", lambda: 5e9)
+    assert [event.run_id for event in there(config, oona)] == ["a", "b"]

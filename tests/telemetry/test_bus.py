@@ -96,6 +96,26 @@ def test_events_that_a_sink_cannot_take_are_given_up_and_others_are_not():
     assert picky.of("sink_down")[0].reason == "ValueError: not this one"
 
 
+def test_one_event_that_a_sink_cannot_take_costs_no_other(caplog):
+    class Picky(Collecting):
+        def write(self, events):
+            if any(event.step == 7 for event in events):
+                raise ValueError("not this one")
+            super().write(events)
+
+    picky = Picky("picky")
+    picky.open.clear()
+    with Bus(picky) as bus:
+        publish(bus, [0])
+        assert picky.entered.wait(30)
+        publish(bus, range(1, 21))
+        wait_for(lambda: not bus._inbox)
+        picky.open.set()
+    assert [event.step for event in picky.of("evaluate")] == [step for step in range(21) if step != 7]
+    assert bus.counts()["picky"].dropped == 1
+    assert "1 events that it does not take were given up: ValueError: not this one" in caplog.text
+
+
 def test_closing_ends_though_a_sink_hangs():
     hung, other = Collecting("hung"), Collecting("other")
     hung.open.clear()

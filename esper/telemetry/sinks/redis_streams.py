@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from esper.configs import OonaSettings, RedisConfig
@@ -14,11 +13,15 @@ _DAY = 86_400
 
 # One command for many events: a pipeline of XADDs takes ten times as long to write and to read, in the process that
 # trains. A script runs whole or not at all.
+# The clock that says which runs are long over is the server's, which all of them share.
 _ADD = """
-for at = 3, #ARGV do
+for at = 4, #ARGV do
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'event', ARGV[at])
 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZADD', KEYS[2], now, ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(ARGV[2]))
 """
 
 
@@ -26,7 +29,7 @@ class RedisStreams(Sink):
     """Adds every event to the stream of its run, as JSON in the field `event`; many in one go, all or none.
 
     Streams are bounded, and go some days after their last event. An answer that is lost makes events come twice, with
-    the same `sequence`. The user needs EVAL, XADD, EXPIRE, ZADD and ZREMRANGEBYSCORE on the prefix's keys.
+    the same `sequence`. The user needs EVAL, XADD, EXPIRE, TIME, ZADD and ZREMRANGEBYSCORE on the prefix's keys.
 
     Args:
         config: The server.
@@ -46,16 +49,15 @@ class RedisStreams(Sink):
         """Adds the events."""
         from redis.exceptions import RedisError
 
-        oona, kept, now = self._oona, int(self._oona.retention_days * _DAY), time.time()
+        oona, kept = self._oona, max(1, int(self._oona.retention_days * _DAY))
         lines: dict[str, list[bytes]] = {}
         for event in events:
             lines.setdefault(event.run_id, []).append(event.line[:-1])
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 for run_id, added in lines.items():
-                    pipeline.eval(_ADD, 1, event_stream(oona, run_id), oona.maxlen, max(1, kept), *added)
-                pipeline.zadd(run_index(oona), dict.fromkeys(lines, now))
-                pipeline.zremrangebyscore(run_index(oona), "-inf", now - kept)
+                    keys = event_stream(oona, run_id), run_index(oona)
+                    pipeline.eval(_ADD, 2, *keys, oona.maxlen, kept, run_id, *added)
                 pipeline.execute()
         except (RedisError, OSError) as error:
             self._client.connection_pool.disconnect()
