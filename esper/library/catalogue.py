@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 30  # seconds that one writer waits for another, or for a server to answer
 _LOCK = 0x65737065  # of PostgreSQL's advisory locks, "espe"
 _WRITES = "esper_writes"
+_UPGRADING = threading.Lock()  # alembic keeps the connection that it migrates for the whole process
 
 
 class Catalogue:
@@ -200,7 +202,8 @@ def _upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    with _UPGRADING:
+        command.upgrade(config, HEAD)
 
 
 def _retrying(action: Callable[[], None]) -> None:

@@ -62,6 +62,16 @@ def test_of_many_who_open_it_at_once_one_makes_it(config):
         assert {entry.digest for entry in library.find()} == digests and len(digests) == 3
 
 
+def test_many_that_are_opened_at_once_each_get_their_own_tables(tmp_path):
+    def opened(number):
+        with open_library(tmp_path / str(number)) as library:
+            return library.put(artifact(number)), [entry.digest for entry in library.find()]
+
+    with ThreadPoolExecutor(8) as threads:
+        for digest, found in threads.map(opened, range(16)):
+            assert found == [digest]
+
+
 def test_a_catalogue_of_a_newer_esper_is_refused(config, library, tmp_path):
     library.put(artifact())
     with library._catalogue.writing() as connection:
