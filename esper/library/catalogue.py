@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from esper.errors import LibraryError
-from esper.library.schema import HEAD, VERSION_TABLE
+from esper.library.schema import HEAD, VERSION_TABLE, identity
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 30  # seconds that one writer waits for another, or for a server to answer
@@ -30,12 +30,15 @@ class Catalogue:
 
     Attributes:
         place: Where it is, for messages; no credentials.
+        id: Names it among those that keep their objects in one place: 32 hexadecimal digits.
     """
 
     def __init__(self, engine: Engine, place: str, secrets: tuple[str, ...] = ()) -> None:
         self.place, self._engine, self._secrets = place, engine, secrets
         with self._speaking():
             self._migrate()
+        with self.reading() as connection:
+            self.id = str(connection.execute(sa.select(identity.c.id)).scalar_one())
 
     @classmethod
     def in_file(cls, file: Path) -> Catalogue:

@@ -103,6 +103,9 @@ origins = Table(
     Column("time", UtcTime, nullable=False),
 )
 
+identity = Table("esper_library", metadata, Column("id", String(32), primary_key=True))
+"""One row: what names this catalogue among those that keep their objects in one place."""
+
 # What is looked for, each in the order that it is wanted in: the best gain first.
 INDICES = (
     Index("ix_esper_kernels_fits", kernels.c.fits, kernels.c.rank, kernels.c.digest),

@@ -352,7 +352,7 @@ def test_another_artifact_under_a_name_is_refused_even_where_the_catalogue_agree
 
 def test_a_missing_object_is_said(library):
     digest = library.put(artifact(1))
-    library._blobs.delete(f"kernels/{object_of(library, digest)[:2]}/{object_of(library, digest)}.esper")
+    library._blobs.delete(library._blobs.path(object_of(library, digest)))
     with pytest.raises(ArtifactError, match=r"its object .* is missing"):
         library.get(digest)
     assert len(library.verify().problems) == 1
@@ -436,6 +436,28 @@ def test_gc_removes_what_was_retired_before_the_grace_period(library):
     assert library.put(artifact(2)) == gone and library.get(gone) == artifact(2)
     with pytest.raises(ArgumentError, match="not negative"):
         library.gc(grace=-timedelta(1))
+
+
+def test_gc_takes_nothing_that_is_not_the_catalogues_own(library, tmp_path):
+    """Other catalogues keep their objects in the same place, and others keep other things there."""
+    from esper.library.catalogue import Catalogue
+    from esper.library.library import Library
+
+    ours, blobs = library.put(artifact(1)), library._blobs
+    others = copy.copy(blobs)
+    with Library(Catalogue.in_file(tmp_path / "other.sqlite"), others, tmp_path / "other") as other:
+        others.owner = other._catalogue.id
+        theirs = other.put(artifact(2))
+        assert library._catalogue.id != others.owner
+        own = f"kernels/{blobs.owner}"
+        foreign = ["data.csv", "kernels/ab/x.esper", f"{own}/notes.txt", f"{own}-2/ab/.part-12"]
+        for path in foreign:
+            blobs._write(path, b"somebody's")
+        blobs._write(f"{own}/ab/.part-0123abcd", b"left over")
+        assert library.gc(grace=NOW, dry_run=False).objects == (f"{own}/ab/.part-0123abcd",)
+        assert other.gc(grace=NOW, dry_run=False).objects == ()
+        assert all(blobs.at(path) for path in foreign)
+        assert library.get(ours) == artifact(1) and other.get(theirs) == artifact(2)
 
 
 def test_gc_never_takes_what_is_put_in_meanwhile(library, opened, monkeypatch):

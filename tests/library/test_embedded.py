@@ -19,6 +19,7 @@ from library.contract import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact
 
+from esper.configs import EsperConfig
 from esper.errors import ArtifactError, LibraryError, MissingExtraError
 from esper.library import open_library
 from esper.library.schema import HEAD, VERSION_TABLE, metadata
@@ -70,6 +71,13 @@ def test_many_that_are_opened_at_once_each_get_their_own_tables(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         for digest, found in threads.map(opened, range(16)):
             assert found == [digest]
+
+
+def test_half_of_a_shared_library_is_warned_of(tmp_path, caplog):
+    storage = {"access_key": "a", "secret_key": "b"}
+    urza = {"urza": {"config": {"folder": str(tmp_path / "library")}}}
+    with open_library(EsperConfig(name="test", storage=storage, components=urza)):
+        assert "has storage and no database: other machines do not find" in caplog.text
 
 
 def test_a_catalogue_of_a_newer_esper_is_refused(config, library, tmp_path):

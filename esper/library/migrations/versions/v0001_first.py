@@ -1,4 +1,6 @@
-"""The first catalogue: kernels, their tags, their layers' attributes, their origins."""
+"""The first catalogue: its name, kernels, their tags, their layers' attributes, their origins."""
+
+import secrets
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,6 +16,8 @@ _KERNEL = "esper_kernels.digest"
 
 def upgrade() -> None:
     """Makes the tables and their indices."""
+    named = op.create_table("esper_library", sa.Column("id", sa.String(32), primary_key=True))
+    op.bulk_insert(named, [{"id": secrets.token_hex(16)}])
     op.create_table(
         "esper_kernels",
         sa.Column("digest", sa.String(64), primary_key=True),
@@ -76,5 +80,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Removes all of it."""
-    for table in ("esper_kernel_origins", "esper_kernel_attributes", "esper_kernel_tags", "esper_kernels"):
+    for table in (
+        "esper_kernel_origins",
+        "esper_kernel_attributes",
+        "esper_kernel_tags",
+        "esper_kernels",
+        "esper_library",
+    ):
         op.drop_table(table)
