@@ -91,6 +91,16 @@ def test_a_catalogue_of_a_newer_esper_is_refused(config, library, tmp_path):
 # ---- what goes wrong with files -----------------------------------------------------------------------------------
 
 
+def test_a_time_that_is_none_hides_no_other_row(library):
+    digest, sound = library.put(artifact(1)), library.put(artifact(2))
+    with library._catalogue.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE esper_kernels SET updated = 'x' WHERE digest = '{digest[7:]}'")
+    assert [entry.digest for entry in library.find()] == [sound]
+    assert [name for name, _ in library.verify().problems] == [digest]
+    library.put(artifact(1))
+    assert library.get(digest) == artifact(1) and library.verify().problems == ()
+
+
 def test_a_file_that_is_no_catalogue_is_said(tmp_path):
     folder = tmp_path / "library"
     folder.mkdir()

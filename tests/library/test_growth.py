@@ -18,7 +18,7 @@ from esper.configs import TamiyoSettings
 from esper.errors import LibraryError
 from esper.growth.policy import Germinate, Hold, LayerView, Load, Observation, Plan, SeedView, act
 from esper.growth.tamiyo import Tamiyo
-from esper.library import Origin, open_library
+from esper.library import Measured, Origin, open_library
 from esper.library.files import delivered_later, read_parcel, waiting
 from esper.library.publishing import Published, publish
 from esper.lifecycle import SeedLifecycleState as S
@@ -140,7 +140,7 @@ def test_a_kernel_that_does_not_fit_after_all_is_declined(library):
     other = library.get(digest)
     changed = dataclasses.replace(other, module="something else")
     library.retire(digest, "changed")
-    library.put(changed, lifecycle="validated")
+    library.put(changed, lifecycle="validated", gain=Measured(0.1, 0.01, 8))
     found = run(model(library), steps=160, draw=2)
     assert "does not fit" in events(found, "declined")[0].reason and events(found, "germinate")
 
@@ -243,7 +243,7 @@ def test_act_loads(library):
 
 @pytest.fixture
 def grow(tmp_path):
-    def run(name, urza, *, database=None, policy="tamiyo", **training):
+    def run(name, urza, *, database=None, policy="plateau", **training):
         tamiyo = dict(
             policy=policy, trigger="always", train_steps=60, blend_steps=10, hold_steps=10, max_kernels=1, rank=16
         )

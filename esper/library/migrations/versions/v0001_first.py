@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("retired", _TIME),
         sa.Column("carried", sa.Boolean, nullable=False),
+        sa.Column("programs", sa.String(64), nullable=False),
         sa.Column("blob", sa.String(64), nullable=False),
         sa.Column("blob_bytes", sa.BigInteger, nullable=False),
         sa.Column("created", _TIME, nullable=False),
