@@ -128,14 +128,14 @@ def _run(
             updates = place if jax.process_count() == 1 else None  # several would meet a change at different steps
             outside = {"policy": policy, "draw": library.draw, "updates": updates}
             growth = grow(model, data, training, tamiyo, watch=watch, listen=told, **outside)
+            trained = unwrap(growth.model, probe=_tensor(data))
+            certificate: Any = trained.esper_certificate
+            files = _write(place, trained, growth, certificate)  # before anything that a library could disturb
             growth, published = library.publish(growth)
         alone = None
         if control:
             still = tamiyo.model_copy(update={"policy": "none"})
             alone = grow(model, data, training, still, name="control", watch=watch, listen=told)
-    trained = unwrap(growth.model, probe=_tensor(data))
-    certificate: Any = trained.esper_certificate
-    files = _write(place, trained, growth, certificate)
     lost = {name: counts.dropped for name, counts in bus.counts().items() if counts.dropped}
     if "jsonl" in lost:
         pairs = enumerate(said)

@@ -44,24 +44,25 @@ class Shelf:
         """Publishes the kernels that became permanent; the result with the records of that."""
         if not self._settings.publish:
             return replace(result, records=(*self._records, *result.records)), None
+        try:
+            published = self._published(result)
+        except Exception as error:  # the run has its model, whatever is wrong with what is to be said of it
+            published = Published(problem=f"nothing is published: {type(error).__name__}: {error}")
+        before = tuple(self._records)
+        self._note(result.records[-1].step, str(published))
+        return replace(result, records=(*before, *result.records, self._records[-1])), published
+
+    def _published(self, result: Result) -> Published:
         training = self._config.training_settings()
-        published = publish(
+        return publish(
             self._open,
             Path(self._settings.folder),
             result.model,
-            origin=Origin(
-                run=self._run,
-                data=training.data,
-                revision=git_revision(),
-                key=training.key,
-            ),
+            origin=Origin(run=self._run, data=training.data, revision=git_revision(), key=training.key),
             gains=result.gains,
             parents=_parents(result.records),
             tags=self._settings.tags,
         )
-        before = tuple(self._records)
-        self._note(result.records[-1].step, str(published))
-        return replace(result, records=(*before, *result.records, self._records[-1])), published
 
     def _open(self) -> Library:
         return self.opened or self._stack.enter_context(open_library(self._config))

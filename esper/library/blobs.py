@@ -13,18 +13,19 @@ from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, MemoryStore, S3Store
+from obstore.store import LocalStore, S3Store
 
 from esper.errors import LibraryError
 from esper.library.content import LARGEST
 from esper.persistence.folder import make_folders, write_file
 
-_KEY = re.compile(r"kernels/[0-9a-f]{2}/([0-9a-f]{64})\.esper")
+_KEY = re.compile(r"kernels/[0-9a-f]{32}/[0-9a-f]{2}/([0-9a-f]{64})\.esper")
+_UNFINISHED = re.compile(r"kernels/[0-9a-f]{32}/[0-9a-f]{2}/\.part-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object: where it lies, the digest that its name has (None: no name of ours), size, last change (UTC)."""
+    """One object: where it lies, the digest that its name has (None: a write left it), size, last change (UTC)."""
 
     path: str
     digest: str | None
@@ -35,47 +36,46 @@ class Object:
 class Blobs:
     """Where artifacts lie. What is there under a name was written whole, or was tampered with: reading tells.
 
+    Names begin with that of the catalogue they belong to, so that several may share a bucket, with each other and with
+    whatever else is in it: nothing is seen, and so nothing removed, but one's own.
+
     Attributes:
+        owner: Names the catalogue, 32 hexadecimal digits.
         place: Where it is, for messages; no credentials.
     """
 
     def __init__(
-        self, store: Any, place: str, write: Callable[[str, bytes], None], secrets: tuple[str, ...] = ()
+        self, store: Any, place: str, owner: str, write: Callable[[str, bytes], None], secrets: tuple[str, ...] = ()
     ) -> None:
-        self.place, self._store, self._write, self._secrets = place, store, write, secrets
+        self.place, self.owner, self._store, self._write, self._secrets = place, owner, store, write, secrets
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Blobs:
+    def in_folder(cls, folder: Path, owner: str) -> Blobs:
         """A folder, which is made if it is not there."""
         try:
             make_folders(folder)
         except OSError as error:
             raise LibraryError(f"the library's folder {folder}: {error.strerror}; {_next_move(str(error))}") from None
-        return cls(LocalStore(folder), str(folder), lambda path, data: write_file(folder / path, data))
+        return cls(LocalStore(folder), str(folder), owner, lambda path, data: write_file(folder / path, data))
 
     @classmethod
-    def in_memory(cls) -> Blobs:
-        """Memory, for as long as the object lives."""
-        store = MemoryStore()
-        return cls(store, "memory", lambda path, data: _put(store, path, data))
-
-    @classmethod
-    def in_bucket(cls, options: Mapping[str, Any]) -> Blobs:
+    def in_bucket(cls, options: Mapping[str, Any], owner: str) -> Blobs:
         """An S3 bucket, which must be there; writes are atomic, large ones go in parts that nobody sees.
 
         Args:
             options: As `StorageConfig.options` gives them.
+            owner: Names the catalogue.
         """
         retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
         store = S3Store(**options, virtual_hosted_style_request=False, retry_config=retries)
         hidden = (options[name] for name in ("secret_access_key", "access_key_id", "session_token") if name in options)
         place = f"bucket {options['bucket']} at {options['endpoint']}"
-        return cls(store, place, lambda path, data: _put(store, path, data), tuple(filter(None, hidden)))
+        return cls(store, place, owner, lambda path, data: _put(store, path, data), tuple(filter(None, hidden)))
 
     def put(self, digest: str, data: bytes) -> None:
         """Writes an object; others see all of it or nothing, and it is there to stay once this returns."""
         with self._speaking():
-            self._write(_path(digest), data)
+            self._write(self.path(digest), data)
 
     def get(self, digest: str, size: int) -> memoryview | None:
         """The content of an object; None: there is none, or of another size: nothing of that is read."""
@@ -83,12 +83,12 @@ class Blobs:
         if found != size or size > LARGEST:
             return None
         with self._speaking():
-            data = memoryview(obstore.get(self._store, _path(digest)).bytes())
+            data = memoryview(obstore.get(self._store, self.path(digest)).bytes())
         return data if hashlib.sha256(data).hexdigest() == digest else None
 
     def size(self, digest: str) -> int | None:
         """The size of an object; None: there is none."""
-        found = self.at(_path(digest))
+        found = self.at(self.path(digest))
         return None if found is None else found.bytes
 
     def at(self, path: str) -> Object | None:
@@ -100,10 +100,14 @@ class Blobs:
                 return None
 
     def all(self) -> Iterator[Object]:
-        """Every object there is, those that writes left unfinished included."""
+        """Every object of the catalogue's, those that writes left unfinished included."""
         with self._speaking():
-            for batch in obstore.list(self._store):
-                yield from map(_object, batch)
+            for batch in obstore.list(self._store, prefix=f"kernels/{self.owner}"):
+                yield from (_object(meta) for meta in batch if _KEY.fullmatch(meta["path"]) or _unfinished(meta))
+
+    def path(self, digest: str) -> str:
+        """Where an object lies."""
+        return f"kernels/{self.owner}/{digest[:2]}/{digest}.esper"
 
     def delete(self, path: str) -> None:
         """Removes an object if it is there."""
@@ -128,8 +132,9 @@ class Blobs:
         raise LibraryError(f"the library's objects ({self.place}): {said}; {_next_move(said)}") from None
 
 
-def _path(digest: str) -> str:
-    return f"kernels/{digest[:2]}/{digest}.esper"
+def _unfinished(meta: Any) -> bool:
+    """Whether a write in a folder left it, as `write_file` names what it writes."""
+    return _UNFINISHED.fullmatch(meta["path"]) is not None
 
 
 def _object(meta: Any) -> Object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from esper.errors import LibraryError
-from esper.library.schema import HEAD, VERSION_TABLE
+from esper.library.schema import HEAD, VERSION_TABLE, identity
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 30  # seconds that one writer waits for another, or for a server to answer
 _LOCK = 0x65737065  # of PostgreSQL's advisory locks, "espe"
 _WRITES = "esper_writes"
+_UPGRADING = threading.Lock()  # alembic keeps the connection that it migrates for the whole process
 
 
 class Catalogue:
@@ -28,12 +30,15 @@ class Catalogue:
 
     Attributes:
         place: Where it is, for messages; no credentials.
+        id: Names it among those that keep their objects in one place: 32 hexadecimal digits.
     """
 
     def __init__(self, engine: Engine, place: str, secrets: tuple[str, ...] = ()) -> None:
         self.place, self._engine, self._secrets = place, engine, secrets
         with self._speaking():
             self._migrate()
+        with self.reading() as connection:
+            self.id = str(connection.execute(sa.select(identity.c.id)).scalar_one())
 
     @classmethod
     def in_file(cls, file: Path) -> Catalogue:
@@ -200,7 +205,8 @@ def _upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    with _UPGRADING:
+        command.upgrade(config, HEAD)
 
 
 def _retrying(action: Callable[[], None]) -> None:

@@ -1,10 +1,12 @@
 """A kernel as one file: safetensors, whose header also says what kernel it is and holds its Programs. No pickle.
 
-What is read is believed only once the SHA-256 of all that a digest names is right: recipe, layer and parameters.
+Nothing is made of what is read before the file's own SHA-256, of all that it says and holds, is right; and it is
+believed only once that of what a digest names is, too: recipe, layer and parameters.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -22,8 +24,9 @@ from esper.jax_backend.devices import fetched
 from esper.library.entries import canonical, tuples
 from esper.persistence import reading
 from esper.persistence.plain import Reader, Writer, table
-from esper.persistence.tensors import read_metadata, read_tensors, tensor_bytes
+from esper.persistence.tensors import DTYPES, read_metadata, read_tensors, tensor_bytes
 from esper.program import LayerSite, Recipe, Signature, Static, TensorType, Tree, verify
+from esper.program.codec import to_body
 
 SCHEMA = "esper.kernel-file/1"
 LARGEST = 1 << 34
@@ -59,7 +62,8 @@ def pack(artifact: KernelArtifact, about: Mapping[str, Any] | None = None) -> by
             **({} if about is None else {"about": dict(about)}),
         }
         params = fetched({_PARAMS + name: array for name, array in artifact.params.items()})
-        return tensor_bytes(params | fetched(writer.arrays), {_ENTRY: canonical(manifest)})
+        arrays = params | fetched(writer.arrays)
+        return tensor_bytes(arrays, {_ENTRY: canonical({**manifest, "sum": _sum(manifest, arrays)})})
     except (StateError, TypeError, ValueError) as error:
         raise ArtifactError(f"{artifact.digest} cannot be written to a file: {error}") from error
 
@@ -85,7 +89,10 @@ def unpack(data: memoryview | bytes, where: str, digest: str | None = None) -> t
 
 
 def _unpacked(data: memoryview, where: str, digest: str | None) -> tuple[KernelArtifact, dict[str, Any]]:
-    text = read_metadata(data, where)[_ENTRY]
+    said = read_metadata(data, where)
+    text = said[_ENTRY]
+    if said.keys() - {_ENTRY, DTYPES}:
+        raise CorruptFileError(f"{where} says more than esper writes: {sorted(said.keys() - {_ENTRY, DTYPES})}")
     if len(text) > _LARGEST_MANIFEST:
         raise CorruptFileError(f"{where}: its manifest has {len(text)} bytes, and at most {_LARGEST_MANIFEST} are read")
     manifest = json.loads(text)
@@ -94,7 +101,12 @@ def _unpacked(data: memoryview, where: str, digest: str | None) -> tuple[KernelA
             f"{where} is of the format {manifest['schema']!r:.80}, and this version of esper reads {SCHEMA!r}: use a "
             "newer esper"
         )
-    arrays, recipe = read_tensors(data, where), manifest["recipe"]
+    arrays, recipe, noted = read_tensors(data, where), manifest["recipe"], manifest.pop("sum")
+    if noted != _sum(manifest, arrays):
+        raise CorruptFileError(f"{where} does not have the SHA-256 that was noted in it")
+    strange = arrays.keys() - {name for name in arrays if name.startswith(_PARAMS)} - _named(manifest["carried"])
+    if strange:
+        raise CorruptFileError(f"{where} holds arrays that nothing names: {sorted(strange)}")
     params = {n.removeprefix(_PARAMS): _on_device(a, n) for n, a in arrays.items() if n.startswith(_PARAMS)}
     items = {name: tuple((key, tuples(v)) for key, v in recipe[name].items()) for name in ("options", "attributes")}
     wanted = digest or manifest["digest"]
@@ -102,6 +114,39 @@ def _unpacked(data: memoryview, where: str, digest: str | None) -> tuple[KernelA
     if artifact.digest != wanted or manifest["digest"] != wanted:
         raise _damaged(wanted, f"{where} holds {artifact.digest}")
     return replace(artifact, carried=_carried(manifest["carried"], arrays)), manifest.get("about", {})
+
+
+def _sum(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of all that a file says and holds."""
+    forms = [[name, str(array.dtype), list(array.shape)] for name, array in sorted(arrays.items())]
+    hasher = hashlib.sha256(canonical([manifest, forms]).encode())
+    for _, array in sorted(arrays.items()):
+        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
+
+
+def programs_of(artifact: KernelArtifact) -> str:
+    """The SHA-256 of what an artifact carries, as far as it decides what a kernel does; empty: it carries nothing.
+
+    By which calls the Programs were captured, and beside which layer, is no part of it.
+    """
+    carried = artifact.carried
+    if carried is None:
+        return ""
+    bodies = sorted({canonical(to_body(program)) for _, program in carried.captures})
+    said = [carried.blueprint, repr(carried.options), carried.gated, carried.placement, carried.description]
+    drawn = [list(carried.names), to_body(carried.birth), dict(carried.copied)]
+    return _sum({"said": said, "drawn": drawn, "captures": bodies}, fetched(dict(carried.constants)))
+
+
+def _named(held: Any) -> set[str]:
+    """The arrays that what is carried names."""
+    if isinstance(held, list):
+        return set().union(*map(_named, held))
+    if isinstance(held, dict):
+        own = {held[kind] for kind in ("array", "numpy", "scalar") if isinstance(held.get(kind), str)}
+        return own.union(*map(_named, held.values()))
+    return set()
 
 
 def _carried(held: Any, arrays: Mapping[str, np.ndarray]) -> Recipe | None:

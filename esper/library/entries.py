@@ -68,6 +68,11 @@ class Measured:
         return f"{self.mean:+.4f}" + ("" if self.stderr is None else f" ± {self.stderr:.4f}")
 
 
+def is_positive(gain: Measured | None) -> bool:
+    """Whether a kernel was better than none."""
+    return gain is not None and gain.mean > 0
+
+
 def measured(gain: HeldOutGain | Measured | None) -> Measured | None:
     """A gain as a library keeps it.
 
@@ -110,6 +115,8 @@ class Origin:
             value = getattr(self, name)
             if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable():
                 raise ArgumentError(f"{name} is at most {_LONGEST} printable characters, not {value!r:.80}")
+        if self.key is not None and (isinstance(self.key, bool) or not isinstance(self.key, int)):
+            raise ArgumentError(f"key is the whole number that the run was drawn from, not {self.key!r:.80}")
         if self.parent:
             object.__setattr__(self, "parent", f"sha256:{whole_digest(self.parent)}")
 
@@ -347,6 +354,17 @@ def checked_lifecycle(lifecycle: str) -> str:
     if lifecycle not in LIFECYCLES:
         raise ArgumentError(f"an artifact is {', '.join(LIFECYCLES)}, not {lifecycle!r:.80}")
     return lifecycle
+
+
+def checked_flops(flops: int | None) -> int | None:
+    """Operations of a forward.
+
+    Raises:
+        ArgumentError: It is no whole number from 0 to 2**63 - 1.
+    """
+    if flops is None or (isinstance(flops, int) and not isinstance(flops, bool) and 0 <= flops < 1 << 63):
+        return flops
+    raise ArgumentError(f"flops is a whole number of operations from 0 to 2**63 - 1, not {flops!r:.80}")
 
 
 def now() -> datetime:

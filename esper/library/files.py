@@ -13,7 +13,7 @@ from typing import Any
 from esper.errors import ArtifactError, LibraryError
 from esper.jax_backend.artifact import KernelArtifact
 from esper.library.content import LARGEST, pack, unpack
-from esper.library.entries import Origin, checked_lifecycle, checked_tags
+from esper.library.entries import Origin, checked_flops, checked_lifecycle, checked_tags, is_positive
 from esper.library.library import Library
 from esper.persistence import reading
 from esper.persistence.folder import write_file
@@ -50,7 +50,8 @@ def taken(library: Library, digest: str) -> Parcel:
 
 def delivered(library: Library, parcel: Parcel) -> str:
     """Puts a parcel into a library, and adds to what is known there; its digest. Raises as `Library.put`."""
-    stage = "candidate" if parcel.lifecycle == "retired" else parcel.lifecycle
+    proven = parcel.lifecycle == "validated" and any(is_positive(origin.gain) for origin in parcel.told)
+    stage = "validated" if proven else "candidate"
     return library.add(parcel.artifact, told=parcel.told, flops=parcel.flops, tags=parcel.tags, lifecycle=stage)
 
 
@@ -86,9 +87,7 @@ def read_parcel(file: Path) -> Parcel:
     try:
         with reading(file):
             told = tuple(map(_origin, about.get("told", ())))
-            flops = about.get("flops")
-            if not isinstance(flops, int | None) or isinstance(flops, bool):
-                raise TypeError(f"it says {flops!r:.80} operations")
+            flops = checked_flops(about.get("flops"))
             tags, stage = checked_tags(about.get("tags", ())), checked_lifecycle(about.get("lifecycle", "candidate"))
             return Parcel(artifact, told, flops, tags, stage)
     except Exception as error:

@@ -7,7 +7,8 @@ whole, and a write that was interrupted leaves nothing but an object that nobody
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -15,10 +16,10 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from esper.errors import ArtifactError, LibraryError, UnknownLayerError
+from esper.errors import ArgumentError, ArtifactError, LibraryError, UnknownLayerError
 from esper.jax_backend.artifact import KernelArtifact
 from esper.library import entries
-from esper.library.content import pack, unpack
+from esper.library.content import pack, programs_of, unpack
 from esper.library.entries import (
     Collected,
     Comparison,
@@ -27,9 +28,11 @@ from esper.library.entries import (
     Measured,
     Origin,
     Verified,
+    checked_flops,
     checked_lifecycle,
     checked_tags,
     digest_prefix,
+    is_positive,
     measured,
 )
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:  # an extra; `open_library` says so where it is missing
     from esper.jax_backend.model import MorphableModel
     from esper.library.blobs import Blobs
     from esper.library.catalogue import Catalogue
+
+_LOG = logging.getLogger("esper.library")
 
 GRACE = timedelta(days=7)
 """How long `gc` leaves alone what it could remove."""
@@ -79,15 +84,15 @@ class Library:
     ) -> str:
         """Keeps an artifact. When this returns it is there to stay, and found by others.
 
-        One that is there already is the same artifact: tags and origins are added to those it has, a gain that is given
-        is from now on the one it is found by, and a kernel that was validated or retired stays so.
+        One that is there already is the same artifact: tags and origins are added to those it has, the gain that was
+        measured last is the one it is found by, a kernel that was validated stays so, and one that was retired is back.
 
         Args:
             artifact: The kernel.
             gain: By how much it lowered the held-out loss where it was measured (`esper.growth.credit`).
             flops: Operations of its forward for one example.
             tags: Names to find it by.
-            lifecycle: "candidate", or "validated" if `gain` was proven.
+            lifecycle: "candidate", "validated" if `gain` was proven, or "retired".
             run: The run that made it.
             model: Fingerprint of its host.
             data: Name of the data.
@@ -100,8 +105,9 @@ class Library:
 
         Raises:
             LibraryError: The library cannot be written; nothing of it is there then, and to do it again does no harm.
-            ArtifactError: The artifact's arrays were deleted, or hold what no file can hold.
-            ArgumentError: A name, tag or gain that is none.
+            ArtifactError: The artifact's arrays were deleted, or hold what no file can hold; or the library has it with
+                other Programs.
+            ArgumentError: A name, tag, gain or number that is none, or "validated" without a gain above 0.
         """
         told = Origin(run, model, data, revision, key, parent, gain=measured(gain))
         return self.add(artifact, told=[told] if told != Origin() else [], flops=flops, tags=tags, lifecycle=lifecycle)
@@ -115,15 +121,16 @@ class Library:
         tags: Iterable[str] = (),
         lifecycle: str = "candidate",
     ) -> str:
-        """As `put`, with origins as they are; the last one that measured a gain tells the kernel's."""
+        """As `put`, with origins as they are: of all, the latest that measured a gain tells the kernel's."""
         from esper.library import rows
 
         tagged, stage = checked_tags(tags), checked_lifecycle(lifecycle)
-        gain = next((origin.gain for origin in reversed(told) if origin.gain is not None), None)
+        if stage == "validated" and not any(is_positive(origin.gain) for origin in told):
+            raise ArgumentError("a validated kernel has a gain above 0 that was measured on held-out data: give `gain`")
         content, data = rows.content_of(artifact), pack(artifact)
         blob = hashlib.sha256(data).hexdigest()
-        given = {"blob": blob, "blob_bytes": len(data), "carried": artifact.carried is not None, "flops": flops}
-        given |= {"lifecycle": stage, **(rows.gain_columns(gain) if gain else {})}
+        carried = {"carried": artifact.carried is not None, "programs": programs_of(artifact)}
+        given = {"blob": blob, "blob_bytes": len(data), **carried, "flops": checked_flops(flops), "lifecycle": stage}
         damaged = self._upload(content["digest"], blob, data)
         with self._catalogue.writing() as connection:
             named = {"tagged": tagged, "told": told, "damaged": damaged}
@@ -161,11 +168,10 @@ class Library:
             ArtifactError: There is none, or there are several that begin so.
             LibraryError, ArgumentError: As `put`.
         """
-        from esper.library.rows import gain_columns
-
         told = Origin(run=run, data=data, gain=measured(gain))
-        changes = {**gain_columns(told.gain), "lifecycle": "validated", "reason": "", "retired": None}
-        return self._change(digest, changes, told)
+        if not is_positive(told.gain):
+            raise ArgumentError(f"a gain of {told.gain} proves nothing: a kernel is validated by one above 0")
+        return self._change(digest, {"lifecycle": "validated", "reason": "", "retired": None}, told)
 
     def retire(self, digest: str, reason: str) -> Entry:
         """Takes a kernel out of what is found; `gc` removes it after its grace period, until then it can be got.
@@ -177,7 +183,10 @@ class Library:
         Raises:
             ArtifactError: There is none, or there are several that begin so.
             LibraryError: The library cannot be written.
+            ArgumentError: It is no digest, or the reason no text.
         """
+        if not isinstance(reason, str):
+            raise ArgumentError(f"a kernel is retired for a reason in words, not {reason!r:.80}")
         return self._change(digest, {"lifecycle": "retired", "reason": reason, "retired": entries.now()}, None)
 
     def _change(self, digest: str, changes: Mapping[str, Any], told: Origin | None) -> Entry:
@@ -185,7 +194,8 @@ class Library:
 
         name = self.digest(digest).removeprefix("sha256:")
         with self._catalogue.writing() as connection:
-            rows.held(connection, name, lock=True)
+            row = rows.held(connection, name, lock=True)
+            rows.check_seal(row, rows.tags_of(connection, [name]).get(name, ()))
             rows.update(connection, name, changes)
             if told:
                 rows.tell(self._catalogue, connection, name, [told])
@@ -312,6 +322,8 @@ class Library:
         Raises:
             ArgumentError: There is no such order or stage.
             LibraryError: The library cannot be read.
+
+        What is in the catalogue and was not written by a library is left out; the log says so, and `verify` does.
         """
         equal = {"kind": kind, "blueprint": blueprint, "dtype": dtype, "blend": blend, "placement": placement}
         return self._find(
@@ -384,7 +396,7 @@ class Library:
             query = finding(**wanted, few=few)
             found = [dict(row) for row in connection.execute(query).mappings()]
             tagged = rows.tags_of(connection, [row["digest"] for row in found]) if found else {}
-        return [rows.entry(row, tagged.get(row["digest"], ())) for row in found]
+        return list(_sound(found, tagged))
 
     def compare(self, one: str, other: str) -> Comparison:
         """Two kernels beside each other: how their recipes differ, and whether one gained more; raises as `get`."""
@@ -443,6 +455,17 @@ class Library:
 
     def __repr__(self) -> str:
         return f"Library({self.place})"
+
+
+def _sound(found: Iterable[Mapping[str, Any]], tagged: Mapping[str, Sequence[str]]) -> Iterator[Entry]:
+    """The entries of those rows that the library wrote; of the others a warning is logged."""
+    from esper.library.rows import entry
+
+    for row in found:
+        try:
+            yield entry(row, tagged.get(row["digest"], ()))
+        except ArtifactError as error:
+            _LOG.warning("not found, though it is there: %s", error)
 
 
 def _nothing() -> None:

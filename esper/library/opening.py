@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,12 @@ from esper.library.library import Library
 if TYPE_CHECKING:
     from esper.library.blobs import Blobs
     from esper.library.catalogue import Catalogue
+
+_LOG = logging.getLogger("esper.library")
+_HALF_SHARED = (
+    "the configuration has %s and no %s: other machines do not find what is put into the library here; give both to "
+    "share it"
+)
 
 CATALOGUE = "catalogue.sqlite"
 OBJECTS = "objects"
@@ -42,17 +49,23 @@ def open_library(where: str | os.PathLike[str] | EsperConfig) -> Library:
             raise MissingExtraError("a kernel library", package, "library")
     config = where if isinstance(where, EsperConfig) else None
     folder = Path(config.urza_settings().folder if config else os.fspath(where))  # type: ignore[arg-type]
-    blobs = _blobs(folder, config.storage if config else None)
-    return Library(_catalogue(folder, config.database if config else None), blobs, folder)
+    if config and (config.database is None) != (config.storage is None):
+        _LOG.warning(_HALF_SHARED, *(("storage", "database") if config.database is None else ("database", "storage")))
+    catalogue = _catalogue(folder, config.database if config else None)
+    try:
+        return Library(catalogue, _blobs(folder, config.storage if config else None, catalogue.id), folder)
+    except BaseException:
+        catalogue.close()
+        raise
 
 
-def _blobs(folder: Path, storage: StorageConfig | None) -> Blobs:
+def _blobs(folder: Path, storage: StorageConfig | None, owner: str) -> Blobs:
     from esper.library.blobs import Blobs
 
     if storage is None:
-        return Blobs.in_folder(folder / OBJECTS)
+        return Blobs.in_folder(folder / OBJECTS, owner)
     try:
-        return Blobs.in_bucket(storage.options())
+        return Blobs.in_bucket(storage.options(), owner)
     except OSError as error:
         raise LibraryError(f"storage.ca_file {error.filename} cannot be read: {error.strerror}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,18 +69,23 @@ class Published:
         digests: Those that are in the library.
         waiting: Files of those that could not be delivered, in the outbox.
         problem: Why they could not; empty: all went well.
+        lost: How many could neither be delivered nor kept.
     """
 
     digests: tuple[str, ...] = ()
     waiting: tuple[Path, ...] = ()
     problem: str = ""
+    lost: int = 0
 
     def __str__(self) -> str:
         said = f"published {len(self.digests)} kernels: {', '.join(self.digests)}" if self.digests else ""
         if not self.problem:
             return said or "no kernel became permanent, so none is published"
-        kept = f"{len(self.waiting)} kernels wait in {self.waiting[0].parent}: `esper library push` delivers them"
-        return "; ".join(filter(None, (said, self.problem, kept if self.waiting else "nothing could be kept")))
+        kept = "no kernel became permanent" if not (said or self.waiting or self.lost) else ""
+        if self.waiting:
+            kept = f"{len(self.waiting)} kernels wait in {self.waiting[0].parent}: `esper library push` delivers them"
+        lost = f"{self.lost} kernels could not be kept" if self.lost else ""
+        return "; ".join(filter(None, (said, self.problem, kept, lost)))
 
 
 def publish(
@@ -106,15 +112,17 @@ def publish(
     Returns:
         What became of them. Nothing is raised for what is wrong with a library, or a kernel: the run has its model.
     """
-    digests, files, problems = [], [], []
+    digests, files, problems, lost = [], [], [], 0
     try:
         library: Library | None = opened()
-    except EsperError as error:
+    except Exception as error:
         library = None
-        problems.append(str(error))
+        problems.append(_said(error))
     for at in _permanent(model):
         try:
-            told = replace(origin, gain=_finite(gains.get(at)), parent=parents.get(at, ""), model=fingerprint(model))
+            told = replace(
+                origin, gain=_finite(gains.get(at)), parent=_whole(parents.get(at, "")), model=fingerprint(model)
+            )
             parcel = _parcel(model, at, told, tags)
             try:
                 digests.append(_delivered(library, parcel))
@@ -122,14 +130,25 @@ def publish(
                 library = None  # for the others too: each would wait for it as long
                 problems.append(str(error))
                 files.append(left_for_later(folder, parcel))
-        except EsperError as error:
-            problems.append(str(error))
-    return Published(tuple(digests), tuple(files), "; ".join(dict.fromkeys(filter(None, problems))))
+        except Exception as error:
+            lost += 1
+            problems.append(_said(error))
+    return Published(tuple(digests), tuple(files), "; ".join(dict.fromkeys(filter(None, problems))), lost)
+
+
+def _said(error: Exception) -> str:
+    """What went wrong; what is no error of esper's with its kind, which its text alone may not show."""
+    return str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
 
 
 def _finite(gain: HeldOutGain | None) -> Measured | None:
     """The gain, if it is one: a kernel that diverged has none."""
     return measured(gain) if gain is not None and math.isfinite(gain.mean) else None
+
+
+def _whole(parent: str) -> str:
+    """The parent if it is a whole digest: a policy may have loaded it by the beginning of one."""
+    return parent if re.fullmatch(r"sha256:[0-9a-f]{64}", parent) else ""
 
 
 def _delivered(library: Library | None, parcel: Parcel) -> str:
@@ -155,6 +174,6 @@ def git_revision() -> str:
     """The git revision of the folder that the process works in; empty where there is none."""
     try:
         told = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return ""
     return told.stdout.strip() if told.returncode == 0 else ""

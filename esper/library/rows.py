@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,9 +15,10 @@ from sqlalchemy.engine import Connection
 from esper.errors import ArtifactError
 from esper.jax_backend.artifact import KernelArtifact
 from esper.library.catalogue import Catalogue
-from esper.library.content import parameters_of, shapes_of
+from esper.library.content import parameters_of, programs_of, shapes_of
 from esper.library.entries import Entry, Measured, Origin, canonical, now, tuples
 from esper.library.schema import attributes, kernels, origins, tags
+from esper.persistence import MALFORMED
 
 Row = Mapping[str, Any]
 
@@ -79,44 +80,90 @@ def write(
         The row.
     """
     digest, moment = content["digest"], now()
-    named = {"digest": digest, "rank": -math.inf}  # `seal` knows the rank
+    stage = {"retired": moment} if given["lifecycle"] == "retired" else {}
     fresh = {
         **content,
         **gain_columns(None),
-        **{"flops": None, "lifecycle": "candidate", "reason": "", "retired": None, "carried": False},
+        **{"flops": None, "lifecycle": "candidate", "reason": "", "retired": None, "carried": False, "programs": ""},
         **{name: value for name, value in given.items() if value is not None},
+        **stage,
         **{"created": moment, "updated": moment, "checksum": ""},
     }
     made = catalogue.insert_missing(kernels).values(**fresh).returning(kernels.c.digest)
     if connection.execute(made).first() is not None:
-        geometry = json.loads(content["attributes"])
-        rows = [{"name": name, "value": canonical(value), **named} for name, value in geometry.items()]
-        if rows:
-            connection.execute(catalogue.insert_missing(attributes), rows)
+        _describe(catalogue, connection, content)
     else:
-        update(connection, digest, _merged(held(connection, digest, lock=True), given, damaged))
+        before = held(connection, digest, lock=True)
+        if _is_sound(connection, before, content):
+            update(connection, digest, _merged(before, given, damaged))
+        else:
+            for table in (tags, attributes):
+                connection.execute(sa.delete(table).where(table.c.digest == digest))
+            update(connection, digest, fresh)
+            _describe(catalogue, connection, content)
     if tagged:
+        named = {"digest": digest, "rank": -math.inf}  # `seal` knows the rank
         connection.execute(catalogue.insert_missing(tags), [{"tag": tag, **named} for tag in tagged])
+    unsound = [id for id, origin in _origins(connection, digest) if origin is None]
+    connection.execute(sa.delete(origins).where(origins.c.digest == digest, origins.c.id.in_(unsound)))
     tell(catalogue, connection, digest, told)
     return seal(connection, digest)
 
 
+def _describe(catalogue: Catalogue, connection: Connection, content: Row) -> None:
+    """Writes the attributes of a kernel's layer down, one by one."""
+    named = {"digest": content["digest"], "rank": -math.inf}  # `seal` knows the rank
+    geometry = json.loads(content["attributes"])
+    rows = [{"name": name, "value": canonical(value), **named} for name, value in geometry.items()]
+    if rows:
+        connection.execute(catalogue.insert_missing(attributes), rows)
+
+
+def _is_sound(connection: Connection, row: Row, content: Row) -> bool:
+    """Whether a row is as the library wrote it, of this content."""
+    try:
+        check_seal(row, tags_of(connection, [row["digest"]]).get(row["digest"], ()))
+    except ArtifactError:
+        return False
+    return all(row[name] == value for name, value in content.items())
+
+
 def tell(catalogue: Catalogue, connection: Connection, digest: str, told: Iterable[Origin]) -> None:
-    """Adds origins to those that a kernel has."""
+    """Adds origins to those that a kernel has; the gain that was measured last is what it is found by.
+
+    Raises:
+        ArtifactError: What was written there of its origins is not what was told.
+    """
     for origin in told:
         values = {"id": origin.id, "digest": digest, "run": origin.run, "content": canonical(origin.as_dict())}
         connection.execute(catalogue.insert_missing(origins).values(**values, time=origin.time or now()))
+    gains = [origin.gain for origin in origins_of(connection, digest) if origin.gain is not None]
+    update(connection, digest, gain_columns(gains[-1] if gains else None))
 
 
 def _merged(before: Row, given: Row, damaged: str | None) -> dict[str, Any]:
-    """What changes of a row that is there: a proven kernel stays proven, and a retired one retired."""
-    changes = {name: value for name, value in given.items() if value is not None}
-    if before["lifecycle"] != "candidate":
-        del changes["lifecycle"]
+    """What changes of a row that is there: a proven kernel stays proven, and one that was retired is back.
+
+    Raises:
+        ArtifactError: The kernel comes with other Programs than it has.
+    """
+    changes = {name: value for name, value in given.items() if value is not None and name != "lifecycle"}
+    if before["carried"] and given["carried"] and before["programs"] != given["programs"]:
+        raise ArtifactError(
+            f"sha256:{before['digest']}: the library has this kernel with other Programs, so one of the two computes "
+            "something else; put it in without what it carries, or take the one that is there"
+        )
     if before["blob"] != damaged and not (given["carried"] and not before["carried"]):
-        for name in ("carried", "blob", "blob_bytes"):  # what is there holds as much
+        for name in ("carried", "programs", "blob", "blob_bytes"):  # what is there holds as much
             del changes[name]
-    return changes
+    return changes | _stage(before["lifecycle"], given["lifecycle"])
+
+
+def _stage(before: str, given: str) -> dict[str, Any]:
+    """What changes of a kernel's stage."""
+    if before == given or (before == "validated" and given == "candidate"):
+        return {}
+    return {"lifecycle": given, "reason": "", "retired": now() if given == "retired" else None}
 
 
 def update(connection: Connection, digest: str, changes: Mapping[str, Any]) -> None:
@@ -153,18 +200,23 @@ def origins_of(connection: Connection, digest: str) -> tuple[Origin, ...]:
     Raises:
         ArtifactError: What was written there is not what was told.
     """
+    found = [origin for _, origin in _origins(connection, digest)]
+    sound = [origin for origin in found if origin is not None]
+    if len(sound) != len(found):
+        raise _changed(digest, "where it came from")
+    return tuple(sound)
+
+
+def _origins(connection: Connection, digest: str) -> Iterator[tuple[str, Origin | None]]:
+    """What was written of where a kernel came from, by its name; None: it is not what was told."""
     query = sa.select(origins).where(origins.c.digest == digest).order_by(origins.c.time, origins.c.id)
-    found = []
     for row in connection.execute(query).mappings():
         try:
             origin = Origin.from_dict({**json.loads(row["content"]), "time": row["time"]})
-            sound = origin.id == row["id"] and origin.run == row["run"]
-        except (TypeError, ValueError, AttributeError):
+            sound = row["time"] is not None and origin.id == row["id"] and origin.run == row["run"]
+        except MALFORMED:
             sound, origin = False, Origin()
-        if not sound:
-            raise _changed(digest, "where it came from")
-        found.append(origin)
-    return tuple(found)
+        yield row["id"], origin if sound else None
 
 
 # ---- seals ------------------------------------------------------------------------------------------------------
@@ -189,7 +241,12 @@ def check_seal(row: Row, tagged: Sequence[str]) -> None:
     Raises:
         ArtifactError: It is not.
     """
-    if row["checksum"] != _checksum(row, tagged):
+    try:
+        sound = row["checksum"] == _checksum(row, tagged)
+        sound = sound and row["rank"] == (-math.inf if row["gain_mean"] is None else row["gain_mean"])
+    except MALFORMED:
+        sound = False
+    if not sound:
         raise _changed(row["digest"], "its entry")
 
 
@@ -199,7 +256,8 @@ def check_content(row: Row, artifact: KernelArtifact) -> None:
     Raises:
         ArtifactError: It does not.
     """
-    wrong = [name for name, value in content_of(artifact).items() if row[name] != value]
+    wanted = {**content_of(artifact), "carried": artifact.carried is not None, "programs": programs_of(artifact)}
+    wrong = [name for name, value in wanted.items() if row[name] != value]
     if wrong:
         raise _changed(row["digest"], f"its entry's {', '.join(wrong)}")
 
@@ -215,8 +273,8 @@ def _plain(value: Any) -> Any:
 
 def _changed(digest: str, what: str) -> ArtifactError:
     return ArtifactError(
-        f"sha256:{digest}: {what} in the catalogue was changed by other means than the library's; retire it and put "
-        "it in again, or bring the catalogue back from a backup"
+        f"sha256:{digest}: {what} in the catalogue was changed by other means than the library's; put it in "
+        "again from where it came from, or bring the catalogue back from a backup"
     )
 
 
@@ -224,11 +282,12 @@ def entry(row: Row, tagged: Sequence[str]) -> Entry:
     """A row as an entry.
 
     Raises:
-        ArtifactError: It is nothing that the library wrote.
+        ArtifactError: It is not as the library wrote it.
     """
+    check_seal(row, tagged)
     try:
         return _entry(row, tagged)
-    except (TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise _changed(row["digest"], f"its entry ({error})") from error
 
 

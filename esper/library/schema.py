@@ -38,6 +38,18 @@ class UtcTime(TypeDecorator[datetime]):
             raise ValueError(f"a time without a zone: {value}")
         return value and value.astimezone(UTC)
 
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        """As it is decoded; what is no time at all, which nobody here wrote, is None: the row's seal shows it."""
+        decode: Any = super().result_processor(dialect, coltype)
+
+        def decoded(value: Any) -> datetime | None:
+            try:
+                return decode(value)
+            except (TypeError, ValueError):
+                return None
+
+        return decoded
+
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
         """In UTC."""
         return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
@@ -69,6 +81,7 @@ kernels = Table(
     Column("reason", Text, nullable=False),
     Column("retired", UtcTime),
     Column("carried", Boolean, nullable=False),
+    Column("programs", String(64), nullable=False),  # names what is carried; empty: nothing is
     Column("blob", String(64), nullable=False),
     Column("blob_bytes", BigInteger, nullable=False),
     Column("created", UtcTime, nullable=False),
@@ -102,6 +115,9 @@ origins = Table(
     Column("content", Text, nullable=False),
     Column("time", UtcTime, nullable=False),
 )
+
+identity = Table("esper_library", metadata, Column("id", String(32), primary_key=True))
+"""One row: what names this catalogue among those that keep their objects in one place."""
 
 # What is looked for, each in the order that it is wanted in: the best gain first.
 INDICES = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import sqlalchemy as sa
 
-from esper.errors import ArgumentError, ArtifactError
+from esper.errors import ArgumentError, ArtifactError, LibraryError
 from esper.library.blobs import Blobs, Object
 from esper.library.catalogue import Catalogue
 from esper.library.entries import Collected, Verified, now
@@ -29,9 +29,12 @@ def verified(library: Library, catalogue: Catalogue, blobs: Blobs) -> Verified:
         checked += 1
         try:
             _check(library, catalogue, row)
-        except ArtifactError as error:
+        except LibraryError:
+            raise
+        except Exception as error:  # whatever one row makes of itself, the others are looked at
             if _is_there(catalogue, row):  # else it was changed or removed meanwhile, as it may be
-                problems.append((f"sha256:{row['digest']}", str(error)))
+                said = str(error) if isinstance(error, ArtifactError) else f"{type(error).__name__}: {error}"
+                problems.append((f"sha256:{row['digest']}", said))
     return Verified(checked, tuple(problems), tuple(one.path for one in _unnamed(catalogue, blobs)))
 
 

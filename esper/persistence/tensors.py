@@ -51,7 +51,8 @@ _AS_BYTES = {
         ),
     )
 }
-_METADATA = "esper.dtypes"
+DTYPES = "esper.dtypes"
+"""Where a file's metadata have the dtypes that safetensors has no name for."""
 _LARGEST_HEADER = 100_000_000  # as safetensors has it
 
 
@@ -101,7 +102,7 @@ def _bare(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, s
         if dtype not in _AS_BYTES:
             raise DTypeError(f"{name} is of {dtype}, which cannot be written to a file")
         bare[name] = bare[name].reshape(-1).view(np.uint8).reshape(*bare[name].shape, -1)
-    return bare, {_METADATA: json.dumps(others)} if others else {}
+    return bare, {DTYPES: json.dumps(others)} if others else {}
 
 
 def read_tensors(data: memoryview, where: str) -> dict[str, np.ndarray]:
@@ -116,7 +117,7 @@ def read_tensors(data: memoryview, where: str) -> dict[str, np.ndarray]:
     """
     try:
         header, body = _split(data)
-        others = json.loads(header.pop("__metadata__", {}).get(_METADATA, "{}"))
+        others = json.loads(header.pop("__metadata__", {}).get(DTYPES, "{}"))
         placed = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         ends = [0, *(held["data_offsets"][1] for _, held in placed)]
         if [held["data_offsets"][0] for _, held in placed] != ends[:-1] or ends[-1] != len(body):

@@ -5,6 +5,7 @@ Modules that import these tests give them a fixture `opened`, which opens the li
 
 import copy
 import pickle
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import jax
@@ -16,7 +17,7 @@ from library.places import X, artifact, donor, host, wrapped
 import esper
 from esper.errors import ArgumentError, ArtifactError, UnknownLayerError
 from esper.jax_backend.artifact import artifact_of
-from esper.library import Measured, Origin
+from esper.library import Measured, Origin, open_library
 from esper.library.publishing import fingerprint, with_programs
 from esper.library.schema import attributes, kernels, origins, tags
 from esper.lifecycle import SeedLifecycleState as State
@@ -120,7 +121,8 @@ def test_a_digest_that_is_not_there_or_not_one(library):
     "about",
     [
         {"tags": ["two words"]}, {"tags": [""]}, {"tags": "ab"}, {"tags": ["x" * 101]}, {"lifecycle": "old"},
-        {"parent": "sha256:12"}, {"run": "a\nb"}, {"data": "x" * 501},
+        {"parent": "sha256:12"}, {"run": "a\nb"}, {"data": "x" * 501}, {"flops": 2**70}, {"flops": -3},
+        {"flops": 1.5}, {"flops": True}, {"key": float("nan")}, {"key": "a"},
     ],
     ids=str,
 )  # fmt: skip
@@ -197,11 +199,39 @@ def test_a_kernel_is_validated_retired_and_back(library):
     retired = library.retire(digest, "replaced")
     assert (retired.lifecycle, retired.reason, retired.gain) == ("retired", "replaced", GAIN)
     assert library.find() == [] and library.get(digest) == artifact(1)
+    library.put(artifact(1), lifecycle="retired")
+    assert library.entry(digest) == replace(retired, updated=library.entry(digest).updated)
     library.put(artifact(1), tags=["again"])
-    assert library.entry(digest).lifecycle == "retired"
+    again = library.entry(digest)
+    assert (again.lifecycle, again.reason) == ("candidate", "") and library.find() == [again]
+    assert library.gc(grace=NOW).retired == ()
+    library.put(artifact(1), lifecycle="retired")
+    assert library.find() == [] and library.gc(grace=NOW).retired == (digest,)
     back = library.validate(digest, Measured(0.1, None, 1))
     assert (back.lifecycle, back.reason, back.gain.stderr) == ("validated", "", None)
     assert [origin.gain for origin in library.origins(digest)] == [GAIN, Measured(0.1, None, 1)]
+
+
+def test_the_gain_that_was_measured_last_tells_the_kernels(library, tmp_path):
+    """However often, and in whatever order, it is heard of."""
+    first = Origin(run="a", gain=GAIN)
+    digest = library.add(artifact(1), told=[first])
+    library.validate(digest, Measured(0.1, 0.01, 9), run="b")
+    library.add(artifact(1), told=[first, *library.origins(digest)[:1]])
+    assert library.entry(digest).gain == Measured(0.1, 0.01, 9)
+    with open_library(tmp_path / "copy") as other:
+        other.add(artifact(1), told=tuple(reversed(library.origins(digest))))
+        assert other.entry(digest).gain == Measured(0.1, 0.01, 9)
+
+
+def test_what_is_validated_has_gained(library):
+    for about in ({}, {"gain": Measured(0.0, 0.1, 4)}, {"gain": Measured(-1.0, 0.1, 4)}):
+        with pytest.raises(ArgumentError, match="a gain above 0"):
+            library.put(artifact(1), lifecycle="validated", **about)
+    digest = library.put(artifact(1))
+    with pytest.raises(ArgumentError, match="proves nothing"):
+        library.validate(digest, Measured(-0.1, 0.01, 4))
+    assert library.entry(digest).lifecycle == "candidate"
 
 
 # ---- models -------------------------------------------------------------------------------------------------------
@@ -352,7 +382,7 @@ def test_another_artifact_under_a_name_is_refused_even_where_the_catalogue_agree
 
 def test_a_missing_object_is_said(library):
     digest = library.put(artifact(1))
-    library._blobs.delete(f"kernels/{object_of(library, digest)[:2]}/{object_of(library, digest)}.esper")
+    library._blobs.delete(library._blobs.path(object_of(library, digest)))
     with pytest.raises(ArtifactError, match=r"its object .* is missing"):
         library.get(digest)
     assert len(library.verify().problems) == 1
@@ -376,13 +406,53 @@ def test_a_changed_row_is_detected(library, column):
     assert [name for name, _ in library.verify().problems] == [digest]
 
 
-def test_an_entry_that_makes_no_sense_is_an_error_of_the_librarys(library):
-    library.put(artifact(1), gain=GAIN)
-    for column, value in (("options", "{"), ("gain_n", 0), ("attributes", "[1]")):
-        with library._catalogue.writing() as connection:
-            connection.execute(sa.update(kernels).values(**{column: value}))
+SENSELESS = [("options", "'{'"), ("gain_n", "0"), ("attributes", "'[1]'"), ("rank", "7.5"), ("flops", "3")]
+
+
+@pytest.mark.parametrize(("column", "value"), SENSELESS)
+def test_a_changed_row_hides_no_other_and_is_mended_by_a_put(library, column, value, caplog):
+    digest, sound = library.put(artifact(1), gain=GAIN, tags=["a"], run="r"), library.put(artifact(2))
+    with library._catalogue.writing() as connection:
+        change = f"UPDATE esper_kernels SET {column} = {value} WHERE digest = '{digest[7:]}'"
+        connection.exec_driver_sql(change)
+    for verb in (
+        library.entry,
+        lambda d: library.compare(sound, d),
+        lambda d: library.retire(d, "why"),
+        lambda d: library.validate(d, GAIN),
+    ):
         with pytest.raises(ArtifactError, match="was changed by other means"):
-            library.find()
+            verb(digest)
+    assert [entry.digest for entry in library.find()] == [sound] and digest in caplog.text
+    assert [name for name, _ in library.verify().problems] == [digest]
+    library.put(artifact(1), tags=["b"])
+    mended = library.entry(digest)
+    assert (mended.gain, mended.tags, mended.flops) == (GAIN, ("b",), None) and library.verify().problems == ()
+    assert library.get(digest) == artifact(1) and library.find(attributes={"in_features": 3}, tag="b") == [mended]
+
+
+def test_a_put_does_not_seal_what_was_tampered_with(library):
+    digest = library.put(artifact(1), run="r")
+    with library._catalogue.writing() as connection:
+        connection.execute(sa.update(kernels).values(lifecycle="validated", gain_mean=9.0, gain_n=3, rank=9.0))
+        connection.execute(sa.update(origins).values(content='{"run": "other"}'))
+    library.put(artifact(1), tags=["a"])
+    entry = library.entry(digest)
+    assert (entry.lifecycle, entry.gain, library.origins(digest)) == ("candidate", None, ())
+
+
+def test_another_kernels_programs_are_refused(library):
+    given, _ = with_programs(donor(), layer="0")
+    digest = library.put(given)
+    program = given.carried.captures[0][1]
+    forged = replace(program.nodes[1], op="aten.relu.default", args=program.nodes[1].args[:1], kwargs=())
+    other = replace(program, nodes=(program.nodes[0], forged, *program.nodes[2:]))
+    captures = ((given.carried.captures[0][0], other), *given.carried.captures[1:])
+    with pytest.raises(ArtifactError, match="with other Programs"):
+        library.put(replace(given, carried=replace(given.carried, captures=captures)))
+    assert library.get(digest).carried.captures[0][1] == program
+    library.put(given)
+    library.put(replace(given, carried=None))
 
 
 def test_changed_tags_and_origins_are_detected(library):
@@ -436,6 +506,28 @@ def test_gc_removes_what_was_retired_before_the_grace_period(library):
     assert library.put(artifact(2)) == gone and library.get(gone) == artifact(2)
     with pytest.raises(ArgumentError, match="not negative"):
         library.gc(grace=-timedelta(1))
+
+
+def test_gc_takes_nothing_that_is_not_the_catalogues_own(library, tmp_path):
+    """Other catalogues keep their objects in the same place, and others keep other things there."""
+    from esper.library.catalogue import Catalogue
+    from esper.library.library import Library
+
+    ours, blobs = library.put(artifact(1)), library._blobs
+    others = copy.copy(blobs)
+    with Library(Catalogue.in_file(tmp_path / "other.sqlite"), others, tmp_path / "other") as other:
+        others.owner = other._catalogue.id
+        theirs = other.put(artifact(2))
+        assert library._catalogue.id != others.owner
+        own = f"kernels/{blobs.owner}"
+        foreign = ["data.csv", "kernels/ab/x.esper", f"{own}/notes.txt", f"{own}-2/ab/.part-12"]
+        for path in foreign:
+            blobs._write(path, b"somebody's")
+        blobs._write(f"{own}/ab/.part-0123abcd", b"left over")
+        assert library.gc(grace=NOW, dry_run=False).objects == (f"{own}/ab/.part-0123abcd",)
+        assert other.gc(grace=NOW, dry_run=False).objects == ()
+        assert all(blobs.at(path) for path in foreign)
+        assert library.get(ours) == artifact(1) and other.get(theirs) == artifact(2)
 
 
 def test_gc_never_takes_what_is_put_in_meanwhile(library, opened, monkeypatch):

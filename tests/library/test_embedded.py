@@ -19,6 +19,7 @@ from library.contract import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact
 
+from esper.configs import EsperConfig
 from esper.errors import ArtifactError, LibraryError, MissingExtraError
 from esper.library import open_library
 from esper.library.schema import HEAD, VERSION_TABLE, metadata
@@ -62,6 +63,23 @@ def test_of_many_who_open_it_at_once_one_makes_it(config):
         assert {entry.digest for entry in library.find()} == digests and len(digests) == 3
 
 
+def test_many_that_are_opened_at_once_each_get_their_own_tables(tmp_path):
+    def opened(number):
+        with open_library(tmp_path / str(number)) as library:
+            return library.put(artifact(number)), [entry.digest for entry in library.find()]
+
+    with ThreadPoolExecutor(8) as threads:
+        for digest, found in threads.map(opened, range(16)):
+            assert found == [digest]
+
+
+def test_half_of_a_shared_library_is_warned_of(tmp_path, caplog):
+    storage = {"access_key": "a", "secret_key": "b"}
+    urza = {"urza": {"config": {"folder": str(tmp_path / "library")}}}
+    with open_library(EsperConfig(name="test", storage=storage, components=urza)):
+        assert "has storage and no database: other machines do not find" in caplog.text
+
+
 def test_a_catalogue_of_a_newer_esper_is_refused(config, library, tmp_path):
     library.put(artifact())
     with library._catalogue.writing() as connection:
@@ -71,6 +89,16 @@ def test_a_catalogue_of_a_newer_esper_is_refused(config, library, tmp_path):
 
 
 # ---- what goes wrong with files -----------------------------------------------------------------------------------
+
+
+def test_a_time_that_is_none_hides_no_other_row(library):
+    digest, sound = library.put(artifact(1)), library.put(artifact(2))
+    with library._catalogue.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE esper_kernels SET updated = 'x' WHERE digest = '{digest[7:]}'")
+    assert [entry.digest for entry in library.find()] == [sound]
+    assert [name for name, _ in library.verify().problems] == [digest]
+    library.put(artifact(1))
+    assert library.get(digest) == artifact(1) and library.verify().problems == ()
 
 
 def test_a_file_that_is_no_catalogue_is_said(tmp_path):

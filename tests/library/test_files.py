@@ -3,14 +3,17 @@
 import json
 import struct
 
+import numpy as np
 import pytest
-from library.places import artifact
+from library.places import artifact, donor
 
 from esper.cli import main
 from esper.errors import ArtifactError, LibraryError
 from esper.library import Measured, open_library
 from esper.library.content import pack, unpack
 from esper.library.files import Parcel, read_parcel, taken, write_parcel
+from esper.library.publishing import with_programs
+from esper.persistence.tensors import read_metadata, read_tensors, tensor_bytes
 
 GAIN = Measured(0.25, 0.01, 6)
 
@@ -99,16 +102,50 @@ def test_what_goes_wrong_is_one_message_and_2(place, filled, command, message, c
 
 
 def test_every_flipped_bit_of_a_file_is_noticed():
-    data = pack(artifact(1), {"flops": 1})
-    sound = unpack(data, "it")
+    data = pack(artifact(1), {"flops": 1, "tags": ["a"], "lifecycle": "candidate"})
+    assert unpack(data, "it")[1]["flops"] == 1
     for place in range(0, len(data) * 8, 13):
         hostile = bytearray(data)
         hostile[place // 8] ^= 1 << place % 8
-        try:
-            found = unpack(bytes(hostile), "it")
-        except ArtifactError:
-            continue
-        assert found[0] == sound[0]  # what else the file says is no part of the kernel
+        with pytest.raises(ArtifactError):
+            unpack(bytes(hostile), "it")
+
+
+def rewritten(data, change):
+    """The file with another manifest or other arrays, as somebody would write it who knows the format."""
+    said, arrays = read_metadata(memoryview(data), "it"), dict(read_tensors(memoryview(data), "it"))
+    manifest = json.loads(said["esper.kernel"])
+    change(manifest, arrays)
+    return tensor_bytes(arrays, {**said, "esper.kernel": json.dumps(manifest)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest, arrays: manifest["about"].update(lifecycle="validated"),
+        lambda manifest, arrays: manifest["carried"]["data"][1].update(description="another"),
+        lambda manifest, arrays: arrays.update(more=np.zeros(3)),
+        lambda manifest, arrays: manifest.pop("sum"),
+    ],
+    ids=["told", "carried", "arrays", "no sum"],
+)
+def test_what_a_file_says_and_carries_is_part_of_its_sum(change, tmp_path):
+    given, _ = with_programs(donor(), layer="0")
+    data = pack(given, {"lifecycle": "candidate"})
+    assert unpack(rewritten(data, lambda manifest, arrays: None), "it")[0] == given
+    with pytest.raises(ArtifactError, match="is not what was written"):
+        unpack(rewritten(data, change), "it", given.digest)
+
+
+def test_arrays_that_nothing_names_are_refused():
+    from esper.library import content
+
+    def more(manifest, arrays):
+        arrays["carried/99"] = np.zeros(3)
+        manifest["sum"] = content._sum({k: v for k, v in manifest.items() if k != "sum"}, arrays)
+
+    with pytest.raises(ArtifactError, match=r"nothing names: \['carried/99'\]"):
+        unpack(rewritten(pack(artifact(1)), more), "it")
 
 
 def forged(manifest, body=b""):

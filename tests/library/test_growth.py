@@ -18,9 +18,9 @@ from esper.configs import TamiyoSettings
 from esper.errors import LibraryError
 from esper.growth.policy import Germinate, Hold, LayerView, Load, Observation, Plan, SeedView, act
 from esper.growth.tamiyo import Tamiyo
-from esper.library import Origin, open_library
+from esper.library import Measured, Origin, open_library
 from esper.library.files import delivered_later, read_parcel, waiting
-from esper.library.publishing import publish
+from esper.library.publishing import Published, publish
 from esper.lifecycle import SeedLifecycleState as S
 from esper.train import history
 
@@ -140,7 +140,7 @@ def test_a_kernel_that_does_not_fit_after_all_is_declined(library):
     other = library.get(digest)
     changed = dataclasses.replace(other, module="something else")
     library.retire(digest, "changed")
-    library.put(changed, lifecycle="validated")
+    library.put(changed, lifecycle="validated", gain=Measured(0.1, 0.01, 8))
     found = run(model(library), steps=160, draw=2)
     assert "does not fit" in events(found, "declined")[0].reason and events(found, "germinate")
 
@@ -167,6 +167,27 @@ def test_publishing_where_the_library_is_dead_fills_the_outbox(library):
     assert parcel.lifecycle == "validated" and parcel.told[0].run == "A" and parcel.artifact.carried is not None
     ((file, digest),) = delivered_later(library)
     assert not file.exists() and library.entry(digest).lifecycle == "validated" and not waiting(library.folder)
+
+
+def test_what_became_of_kernels_is_always_a_sentence(tmp_path):
+    assert str(Published(problem="no answer")) == "no answer; no kernel became permanent"
+    assert str(Published(problem="full", lost=2)) == "full; 2 kernels could not be kept"
+    assert str(Published(("sha256:1",), problem="full", lost=1)).endswith("full; 1 kernels could not be kept")
+    about = {"origin": Origin(run="A"), "gains": first().gains, "parents": {}}
+    (tmp_path / "file").write_text("")
+
+    def opened():
+        raise RuntimeError("no answer")
+
+    found = publish(opened, tmp_path / "file", first().model, **about)  # nor can anything be written there
+    assert (found.digests, found.waiting, found.lost) == ((), (), 1)
+    assert "no answer" in str(found) and "1 kernels could not be kept" in str(found)
+
+
+def test_a_parent_that_is_none_loses_the_parent_and_not_the_kernel(library):
+    about = {"origin": Origin(run="A"), "gains": first().gains, "parents": {("0", 0): "sha256:12ab"}}
+    (digest,) = publish(lambda: library, library.folder, first().model, **about).digests
+    assert library.origins(digest)[0].parent == ""
 
 
 def test_a_kernel_without_a_finite_gain_is_a_candidate(library):
@@ -222,8 +243,10 @@ def test_act_loads(library):
 
 @pytest.fixture
 def grow(tmp_path):
-    def run(name, urza, **training):
-        tamiyo = dict(trigger="always", train_steps=60, blend_steps=10, hold_steps=10, max_kernels=1, rank=16)
+    def run(name, urza, *, database=None, policy="plateau", **training):
+        tamiyo = dict(
+            policy=policy, trigger="always", train_steps=60, blend_steps=10, hold_steps=10, max_kernels=1, rank=16
+        )
         kept = dict(data="digits", model="mlp", steps=120, batch_size=32, eval_every=10, learning_rate=0.01)
         document = {
             "name": name,
@@ -231,6 +254,7 @@ def grow(tmp_path):
                 "tamiyo": {"config": tamiyo},
                 "urza": {"config": {"folder": str(tmp_path / "shelf"), **urza}},
             },
+            **({"database": database} if database else {}),
             "training": {**kept, "output_dir": str(tmp_path / name), **training},
         }
         path = tmp_path / f"{name}.yaml"
@@ -239,6 +263,27 @@ def grow(tmp_path):
         return str(path), history.read(tmp_path / name / "history.jsonl")
 
     return run
+
+
+def test_a_run_without_its_library_has_its_model_and_says_so(grow, tmp_path):
+    document = {"host": "127.0.0.1", "port": 1, "username": "u", "password": "hunter2", "connect_timeout": 2}
+    _, records = grow("dead", {}, database=document, policy="none")
+    said = [record.reason for record in records if record.event == "library"]
+    assert len(said) == 2 and "nothing is drawn" in said[0] and "no kernel became permanent" in said[1]
+    assert "hunter2" not in str(said) and (tmp_path / "dead" / "certificate.json").is_file()
+
+
+def test_a_run_has_written_its_model_before_it_publishes(grow, tmp_path, monkeypatch):
+    import esper.shelf
+
+    def broken(*given, **more):
+        assert (tmp_path / "one" / "certificate.json").is_file()
+        raise ValueError("what nobody thought of")
+
+    monkeypatch.setattr(esper.shelf, "publish", broken)
+    _, records = grow("one", {}, policy="none")
+    (said,) = [record.reason for record in records if "nothing is published" in record.reason]
+    assert "ValueError: what nobody thought of" in said
 
 
 def test_two_runs_by_configuration_alone(grow, tmp_path, capsys):

@@ -1,4 +1,6 @@
-"""The first catalogue: kernels, their tags, their layers' attributes, their origins."""
+"""The first catalogue: its name, kernels, their tags, their layers' attributes, their origins."""
+
+import secrets
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,6 +16,8 @@ _KERNEL = "esper_kernels.digest"
 
 def upgrade() -> None:
     """Makes the tables and their indices."""
+    named = op.create_table("esper_library", sa.Column("id", sa.String(32), primary_key=True))
+    op.bulk_insert(named, [{"id": secrets.token_hex(16)}])
     op.create_table(
         "esper_kernels",
         sa.Column("digest", sa.String(64), primary_key=True),
@@ -32,6 +36,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("retired", _TIME),
         sa.Column("carried", sa.Boolean, nullable=False),
+        sa.Column("programs", sa.String(64), nullable=False),
         sa.Column("blob", sa.String(64), nullable=False),
         sa.Column("blob_bytes", sa.BigInteger, nullable=False),
         sa.Column("created", _TIME, nullable=False),
@@ -76,5 +81,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Removes all of it."""
-    for table in ("esper_kernel_origins", "esper_kernel_attributes", "esper_kernel_tags", "esper_kernels"):
+    for table in (
+        "esper_kernel_origins",
+        "esper_kernel_attributes",
+        "esper_kernel_tags",
+        "esper_kernels",
+        "esper_library",
+    ):
         op.drop_table(table)
