@@ -13,7 +13,7 @@ import numpy as np
 
 from esper.library import open_library
 from esper.library.entries import Measured, canonical, now
-from esper.library.rows import fits, gain_columns
+from esper.library.rows import _checksum, fits, gain_columns
 from esper.library.schema import attributes, kernels, origins, tags
 
 ROUNDS = 100
@@ -47,6 +47,7 @@ def row(rng, number):
         "reason": "",
         "retired": None,
         "carried": True,
+        "programs": "",
         "blob": rng.bytes(32).hex(),
         "blob_bytes": 1000,
         "created": moment,
@@ -65,7 +66,9 @@ def fill(library, count):
             {"digest": digest, "name": name, "value": canonical(value), "rank": one["rank"]}
             for name, value in geometry.items()
         ]
+        # As `seal` does it, so that the entry is believed.
         names = {f"team{number % 7}", f"run{number % 5000}"} | ({RARE} if number % 20_000 == 0 else set())
+        one["checksum"] = _checksum(one, sorted(names))
         tagged += [{"digest": digest, "tag": tag, "rank": one["rank"]} for tag in names]
         told.append({"id": digest, "digest": digest, "run": f"run{number % 5000}", "content": "{}", "time": now()})
     with library._catalogue.writing() as connection:
@@ -99,6 +102,8 @@ def queries(library, rows):
         "a tag that is not there": lambda: library.find(tag="nothing", limit=20),
         "a run": lambda: library.find(run=f"run{rng.integers(5000)}", limit=20),
         "validated, gain above 0.1": lambda: library.find(lifecycle="validated", min_gain=0.1, limit=20),
+        "a dtype that nobody has": lambda: library.find(dtype="int4", limit=20),
+        "kind and dtype": lambda: library.find(kind="LayerNorm", dtype="bfloat16", limit=20),
         "retired": lambda: library.find(lifecycle="retired", limit=20),
         "gain that nobody has": lambda: library.find(min_gain=5.0, limit=20),
         "small ones": lambda: library.find(max_parameters=150, limit=20),

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
+    from rich.text import Text
 
     from esper.library import Entry, Library
 
@@ -56,9 +59,20 @@ def _run(asked: argparse.Namespace, verb: Any) -> int:
     from esper.configs import EsperConfig, UrzaSettings
     from esper.library import open_library
 
-    where: Any = EsperConfig.from_yaml(asked.config) if asked.config else asked.library or UrzaSettings().folder
+    where: Any = asked.library or UrzaSettings().folder
+    if asked.config:
+        where = EsperConfig.from_yaml(asked.config)
+        if where.database is None and verb is not _push:
+            _there(where.urza_settings().folder)
+    elif verb is not _push:
+        _there(where)
     with open_library(where) as library:
         return verb(asked, library)
+
+
+def _plain(text: str) -> str:
+    """Text as a terminal may be given it: what comes from a library says nothing to the terminal itself."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _list(asked: argparse.Namespace, library: Library) -> int:
@@ -77,12 +91,13 @@ def _show(asked: argparse.Namespace, library: Library) -> int:
         return _said(entry.as_dict() | {"origins": told})
     from rich.table import Table
 
-    table = Table(title=f"{entry.blueprint} beside {entry.kind}", show_header=False, title_justify="left")
+    title = _cell(f"{entry.blueprint} beside {entry.kind}")
+    table = Table(title=title, show_header=False, title_justify="left")
     for name, value in entry.as_dict().items():
-        table.add_row(name, _text(value))
+        table.add_row(name, _cell(_text(value)))
     for number, origin in enumerate(told, start=1):
         known = {name: value for name, value in origin.items() if value not in ("", None)}
-        table.add_row(f"origin {number}", _text(known))
+        table.add_row(f"origin {number}", _cell(_text(known)))
     _console().print(table)
     return 0
 
@@ -93,12 +108,11 @@ def _push(asked: argparse.Namespace, library: Library) -> int:
 
     if asked.other:
         with open_library(_there(asked.other)) as other:
-            digests = asked.what or [entry.digest for entry in other.find(limit=10_000)]
-            return _moved(asked, [delivered(library, taken(other, digest)) for digest in digests], library.place)
+            digests = asked.what or other.digests()
+            return _moved(asked, (delivered(library, taken(other, digest)) for digest in digests), library.place)
     if asked.what:
-        parcels = [read_parcel(Path(file)) for file in asked.what]
-        return _moved(asked, [delivered(library, parcel) for parcel in parcels], library.place)
-    return _moved(asked, [digest for _, digest in delivered_later(library)], library.place)
+        return _moved(asked, (delivered(library, read_parcel(Path(file))) for file in asked.what), library.place)
+    return _moved(asked, (digest for _, digest in delivered_later(library)), library.place)
 
 
 def _pull(asked: argparse.Namespace, library: Library) -> int:
@@ -120,7 +134,7 @@ def _verify(asked: argparse.Namespace, library: Library) -> int:
         _said({"checked": found.checked, "problems": dict(found.problems), "orphans": list(found.orphans)})
         return 1 if found.problems else 0
     for _, problem in found.problems:
-        print(problem)
+        print(_plain(problem))
     print(f"{found.checked} artifacts read through, {len(found.problems)} of them not whole")
     print(f"{len(found.orphans)} objects that no kernel names, which `esper library gc` removes")
     return 1 if found.problems else 0
@@ -136,12 +150,19 @@ def _gc(asked: argparse.Namespace, library: Library) -> int:
     return 0
 
 
-def _moved(asked: argparse.Namespace, digests: list[str], to: str) -> int:
-    if asked.json:
-        return _said({"digests": digests, "to": to})
-    for digest in digests:
-        print(f"{digest} -> {to}")
-    print(f"{len(digests)} kernels")
+def _moved(asked: argparse.Namespace, digests: Iterable[str], to: str) -> int:
+    """Says what was moved, each as soon as it is: what comes after may fail."""
+    moved: list[str] = []
+    try:
+        for digest in digests:
+            moved.append(digest)
+            if not asked.json:
+                print(_plain(f"{digest} -> {to}"))
+    finally:
+        if asked.json:
+            _said({"digests": moved, "to": to})
+        else:
+            print(f"{len(moved)} kernels")
     return 0
 
 
@@ -162,21 +183,28 @@ def _there(folder: str) -> str:
 def _table(found: list[Entry], place: str) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{len(found)} kernels in {place}", title_justify="left")
+    table = Table(title=_cell(f"{len(found)} kernels in {place}"), title_justify="left")
     for name in ("digest", "blueprint", "layer", "gain", "parameters", "lifecycle", "tags", "created (UTC)"):
         table.add_column(name, no_wrap=name == "digest", justify="right" if name in ("gain", "parameters") else "left")
     for entry in found:
         table.add_row(
             entry.digest[7:19],
-            " ".join([entry.blueprint, *(f"{name}={value}" for name, value in entry.options)]),
-            " ".join([entry.kind, *(f"{name}={value}" for name, value in entry.attributes)]),
+            _cell(" ".join([entry.blueprint, *(f"{name}={value}" for name, value in entry.options)])),
+            _cell(" ".join([entry.kind, *(f"{name}={value}" for name, value in entry.attributes)])),
             str(entry.gain or "-"),
             f"{entry.parameters:,}",
             entry.lifecycle,
-            ", ".join(entry.tags),
+            _cell(", ".join(entry.tags)),
             f"{entry.created:%Y-%m-%d %H:%M}",
         )
     return table
+
+
+def _cell(text: str) -> Text:
+    """Text that is no markup."""
+    from rich.text import Text
+
+    return Text(_plain(text))
 
 
 def _text(value: Any) -> str:

@@ -23,5 +23,5 @@ class UrzaSettings(ConfigModel):
     """Whether a run puts the kernels that became permanent into the library when it ends."""
     tags: list[Annotated[str, Field(pattern=r"^\S{1,100}$")]] = Field(default=[])
     """Tags of what is published."""
-    candidates: int = Field(default=3, ge=1)
+    candidates: int = Field(default=3, ge=1, le=10_000)
     """Kernels of the library that are tried beside one layer, at most."""

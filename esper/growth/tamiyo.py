@@ -14,7 +14,7 @@ from typing import Any
 from esper.configs import TamiyoSettings
 from esper.growth.gates import evidence, judge
 from esper.growth.memory import Culled, Memory
-from esper.growth.policy import GROWING, Action, Asks, Germinate, Hold, Load, Observation, Place, Transition
+from esper.growth.policy import ARRIVING, GROWING, Action, Asks, Germinate, Hold, Load, Observation, Place, Transition
 from esper.growth.triggers import NAMES, triggered
 from esper.growth.where import clearing, figures, rank, spots
 from esper.lifecycle import SeedLifecycleState as S
@@ -154,4 +154,4 @@ class Tamiyo:
 
 
 def _germinates(actions: tuple[Action, ...]) -> bool:
-    return any(isinstance(action, Germinate) for action in actions)
+    return any(isinstance(action, ARRIVING) for action in actions)

@@ -7,15 +7,16 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
+import numpy as np
 
 from esper.blending import BLENDS
 from esper.errors import ArgumentError, ArtifactError, SeedError, UnknownBlueprintError
 from esper.jax_backend.artifact import KernelArtifact, artifact_of
-from esper.jax_backend.flax_kernels import sprouted
+from esper.jax_backend.flax_kernels import FLAX, sprouted
 from esper.jax_backend.slots import check_called, check_free, place, seated, vacated
 from esper.jax_backend.source import Kernel, ModuleSource, Sprout, Structure
 from esper.lifecycle import SeedLifecycleState
-from esper.program import LayerSite
+from esper.program import LayerSite, Recipe
 
 if TYPE_CHECKING:  # the model's methods are made of these functions
     from esper.jax_backend.model import MorphableModel
@@ -88,7 +89,12 @@ def prefetched(model: MorphableModel, digest: str) -> Future[KernelArtifact]:
             f"{digest} is not in the model's cache, and it has no library: wrap with library=, see esper.library"
         )
     coming = library.fetch(digest)
-    coming.add_done_callback(lambda done: None if done.exception() else cache.put(done.result()))
+
+    def kept(done: Future[KernelArtifact]) -> None:
+        if not (done.cancelled() or done.exception()):
+            cache.put(done.result())
+
+    coming.add_done_callback(kept)
     return coming
 
 
@@ -108,7 +114,8 @@ def found(structure: Structure, artifact: KernelArtifact | str, where: str) -> K
     if not isinstance(artifact, str | KernelArtifact):
         raise ArtifactError(f"{where}: a {type(artifact).__name__} is neither a KernelArtifact nor the digest of one")
     known = cache.get(artifact if isinstance(artifact, str) else artifact.digest)
-    if known is not None:
+    # Without Programs it would do less than the one that is given.
+    if known is not None and (known.carried is not None or isinstance(artifact, str) or artifact.carried is None):
         return known
     if isinstance(artifact, str) and structure.library is not None:
         try:
@@ -132,23 +139,76 @@ def _built(structure: Structure, layer: str, seed: int, artifact: KernelArtifact
     _refuse(where, artifact, list(_other_layer(site, artifact)))
     if artifact.blend not in BLENDS:
         _refuse(where, artifact, [f"there is no blend {artifact.blend!r}, there are: {', '.join(BLENDS)}"])
-    sprout = _sprout(structure.source, site, artifact)
+    sprout, new = _sprout(structure.source, site, artifact, where)
     _refuse(where, artifact, [*_other_parameters(sprout, artifact), *_other_recipe(sprout, artifact)])
+    if new is not None:  # only now: kernels that come later are built by what the source has learned
+        structure.source.learn(new)
     return Kernel(
         layer, seed, artifact.blueprint, sprout.options, site, sprout.placement, artifact.blend, sprout.source
     )
 
 
-def _sprout(source: ModuleSource, site: LayerSite, artifact: KernelArtifact) -> Sprout:
-    """The recipe's kernel here; by the recipe that the artifact carries where it is not known."""
+def _sprout(
+    source: ModuleSource, site: LayerSite, artifact: KernelArtifact, where: str
+) -> tuple[Sprout, Recipe | None]:
+    """The recipe's kernel here; by the recipe that the artifact carries where it is not known, which is given too."""
     recipe = (artifact.blueprint, site, dict(artifact.options), None, artifact.blend)
+    carried = artifact.carried if source.learns else None
     try:
-        return sprouted(source, *recipe)
-    except (UnknownBlueprintError, SeedError):
+        if artifact.blueprint not in FLAX:
+            _refuse(where, artifact, list(_other_size(source, site, artifact)))
+        found = sprouted(source, *recipe)
+    except ArtifactError:
+        raise
+    except UnknownBlueprintError:
         if artifact.carried is None:
             raise
-    source.learn(artifact.carried)
-    return sprouted(source, *recipe)
+        return source.taught(artifact.carried).sprout(*recipe), artifact.carried
+    except SeedError:
+        if carried is None:
+            raise
+        return source.taught(carried).sprout(*recipe), carried
+    known = [held for held in source.recipes if carried is not None and _stands_for(held, carried, site)]
+    if any(not _computes_alike(held, artifact.carried) for held in known):
+        _refuse(where, artifact, ["the model builds such kernels by other Programs than those it carries"])
+    return found, None
+
+
+def _stands_for(held: Recipe, carried: Recipe, site: LayerSite) -> bool:
+    """Whether a recipe is the one that would be used in the place of that which came with a kernel."""
+    names = (held.blueprint, held.gated) == (carried.blueprint, carried.gated)
+    return names and held.serves(site) and held.offers(dict(carried.options))
+
+
+def _computes_alike(one: Recipe, other: Recipe | None) -> bool:
+    """Whether two recipes run and draw kernels by the same Programs, whichever calls these were captured by."""
+    if other is None:
+        return True
+    same = one.birth == other.birth and one.names == other.names and dict(one.copied) == dict(other.copied)
+    programs, others = ([program for _, program in recipe.captures] for recipe in (one, other))
+    same = same and all(own in others for own in programs) and all(own in programs for own in others)
+    return same and one.constants.keys() == other.constants.keys() and all(map(_same, _pairs(one, other)))
+
+
+def _pairs(one: Recipe, other: Recipe) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for name, value in one.constants.items():
+        yield np.asarray(value), np.asarray(other.constants[name])
+
+
+def _same(pair: tuple[np.ndarray, np.ndarray]) -> bool:
+    one, other = pair
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()
+
+
+def _other_size(source: ModuleSource, site: LayerSite, artifact: KernelArtifact) -> Iterator[str]:
+    """What keeps the recipe from being built at all: an option may ask for more than there is memory."""
+    sizes = source.sizes(artifact.blueprint, site, dict(artifact.options), artifact.blend)
+    if sizes is None:
+        return
+    for name in sorted(sizes.keys() & artifact.params.keys()):
+        given, (dtype, shape) = artifact.params[name], sizes[name]
+        if shape != tuple(given.shape):
+            yield f"its {name} is {given.dtype}{list(given.shape)}, and the recipe's here is {dtype}{list(shape)}"
 
 
 def _other_layer(site: LayerSite, artifact: KernelArtifact) -> Iterator[str]:

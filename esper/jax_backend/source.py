@@ -169,6 +169,16 @@ class ModuleSource(Protocol):
         """Takes a recipe among those that kernels are built by."""
         ...
 
+    def taught(self, recipe: Recipe) -> ModuleSource:
+        """This source as it would be with that recipe alone; itself it learns nothing."""
+        ...
+
+    def sizes(
+        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], blend: str
+    ) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+        """Dtypes and shapes of a kernel's parameters, had without memory for them; None: they show when it is built."""
+        ...
+
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints for layers of this kind."""
         ...

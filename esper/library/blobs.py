@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
@@ -69,8 +70,12 @@ class Blobs:
         retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
         store = S3Store(**options, virtual_hosted_style_request=False, retry_config=retries)
         hidden = (options[name] for name in ("secret_access_key", "access_key_id", "session_token") if name in options)
-        place = f"bucket {options['bucket']} at {options['endpoint']}"
-        return cls(store, place, owner, lambda path, data: _put(store, path, data), tuple(filter(None, hidden)))
+        endpoint = urlsplit(options["endpoint"])
+        login, _, host = endpoint.netloc.rpartition("@")
+        password = login.partition(":")[2]
+        place = f"bucket {options['bucket']} at {endpoint._replace(netloc=host).geturl()}"
+        secrets = tuple(filter(None, (*hidden, login, password, unquote(password))))
+        return cls(store, place, owner, lambda path, data: _put(store, path, data), secrets)
 
     def put(self, digest: str, data: bytes) -> None:
         """Writes an object; others see all of it or nothing, and it is there to stay once this returns."""

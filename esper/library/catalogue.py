@@ -34,7 +34,7 @@ class Catalogue:
     """
 
     def __init__(self, engine: Engine, place: str, secrets: tuple[str, ...] = ()) -> None:
-        self.place, self._engine, self._secrets = place, engine, secrets
+        self.place, self._engine, self._secrets, self._closed = place, engine, secrets, False
         with self._speaking():
             self._migrate()
         with self.reading() as connection:
@@ -79,7 +79,7 @@ class Catalogue:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that only reads; all of it sees the catalogue as it was at one moment."""
-        with self._speaking(), self._engine.connect() as connection:
+        with self._speaking(), self._connected() as connection:
             if self.dialect == "postgresql":
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
@@ -91,13 +91,23 @@ class Catalogue:
         Args:
             alone: Whether no other writes meanwhile; in SQLite none ever does.
         """
-        with self._speaking(), self._engine.connect() as connection:
+        with self._speaking(), self._connected() as connection:
             connection = connection.execution_options(**{_WRITES: True})
             with connection.begin():
                 if self.dialect == "postgresql":
                     lock = sa.func.pg_advisory_xact_lock if alone else sa.func.pg_advisory_xact_lock_shared
                     connection.execute(sa.select(lock(_LOCK)))
                 yield connection
+
+    def _connected(self) -> Connection:
+        """A connection.
+
+        Raises:
+            LibraryError: The catalogue was closed.
+        """
+        if self._closed:
+            raise LibraryError(f"the library ({self.place}) was closed: open it again with esper.library.open_library")
+        return self._engine.connect()
 
     def insert_missing(self, table: sa.Table) -> Any:
         """An insert that leaves what is there as it is."""
@@ -110,11 +120,13 @@ class Catalogue:
     def optimise(self) -> None:
         """Lets SQLite look at its tables again if they have changed much; a server does so by itself."""
         if self.dialect == "sqlite":
-            with self.reading() as connection:
-                connection.exec_driver_sql("PRAGMA optimize")
+            with self._speaking(), self._engine.connect() as connection:
+                raw: Any = connection.connection.driver_connection
+                raw.execute("PRAGMA optimize")  # in no transaction: what it finds out is kept
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection; there are no others from then on."""
+        self._closed = True
         self._engine.dispose()
 
     # ---- schema -------------------------------------------------------------------------------------------------

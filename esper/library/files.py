@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from esper.persistence.folder import write_file
 
 SUFFIX = ".esper"
 OUTBOX = "outbox"
+BAD = ".bad"
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,34 @@ def waiting(folder: Path) -> list[Path]:
 def delivered_later(library: Library) -> Iterator[tuple[Path, str]]:
     """Delivers what waits in the outbox of the library's folder; each file goes once its kernel is there.
 
+    A file that holds no kernel is renamed, `.bad` behind its name, and the others are delivered nevertheless.
+
     Raises:
         LibraryError: The library cannot be written; the rest waits on.
-        ArtifactError: A file is damaged.
+        ArtifactError: Files were renamed; once all others are delivered.
     """
+    bad: list[str] = []
     for file in waiting(library.folder):
-        digest = delivered(library, read_parcel(file))
-        os.unlink(file)
+        try:
+            parcel = read_parcel(file)
+        except ArtifactError as error:
+            with suppress(FileNotFoundError):
+                file.replace(file.with_name(file.name + BAD))
+            bad.append(str(error))
+            continue
+        except LibraryError:
+            if not file.exists():
+                continue  # another has delivered it meanwhile
+            raise
+        try:
+            digest = delivered(library, parcel)
+        except ArtifactError as error:
+            bad.append(str(error))  # it waits on: the library has the kernel with other Programs
+            continue
+        file.unlink(missing_ok=True)  # whoever else delivers it removes it too
         yield file, digest
+    if bad:
+        raise ArtifactError(
+            f"{len(bad)} files of the outbox {library.folder / OUTBOX} were not delivered; those that hold no kernel "
+            f"have {BAD} behind their names now: {'; '.join(bad)}"
+        )

@@ -367,8 +367,8 @@ class Library:
         if layer not in sites:
             raise UnknownLayerError(layer, sites)
         site = sites[layer]
-        known = source.blueprints(site.kind)
-        found = self._find(
+        known = dict.fromkeys([*source.blueprints(site.kind), *FLAX.names_for(site.kind)])
+        return self._find(
             equal={"fits": fits(site.kind, dict(site.attributes), site.dtype)},
             geometry=None,
             tag=None,
@@ -378,12 +378,9 @@ class Library:
             max_parameters=None,
             order_by="gain",
             limit=limit,
+            recipes=tuple(known),
+            carried=source.learns,
         )
-        return [
-            entry
-            for entry in found
-            if entry.blueprint in known or entry.blueprint in FLAX or (entry.carried and source.learns)
-        ]
 
     def _find(self, **wanted: Any) -> list[Entry]:
         from esper.library import rows
@@ -397,6 +394,19 @@ class Library:
             found = [dict(row) for row in connection.execute(query).mappings()]
             tagged = rows.tags_of(connection, [row["digest"] for row in found]) if found else {}
         return list(_sound(found, tagged))
+
+    def digests(self) -> Iterator[str]:
+        """Every digest but those of retired kernels, page after page; raises as `find`."""
+        from esper.library.queries import page
+
+        last = ""
+        while True:
+            with self._catalogue.reading() as connection:
+                found = list(connection.execute(page(last)).scalars())
+            if not found:
+                return
+            yield from (f"sha256:{digest}" for digest in found)
+            last = found[-1]
 
     def compare(self, one: str, other: str) -> Comparison:
         """Two kernels beside each other: how their recipes differ, and whether one gained more; raises as `get`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,10 +38,13 @@ def finding(
     order_by: str,
     limit: int,
     few: bool = False,
+    recipes: Sequence[str] | None = None,
+    carried: bool = False,
 ) -> sa.Select[Any]:
     """The statement that `Library.find` asks.
 
     `few`: whether `max_parameters` leaves so few that they are looked up, instead of being met on the way.
+    `recipes`: the blueprints that do; None: all do. `carried`: whether those do too that come with Programs.
 
     Raises:
         ArgumentError: No such order or stage, or a limit out of its range.
@@ -55,6 +58,9 @@ def finding(
         *(kernels.c[name] == equal[name] for name in _EQUAL if equal.get(name) is not None),
         stage != "retired" if lifecycle is None else stage == checked_lifecycle(lifecycle),
     ]
+    if recipes is not None:
+        known = kernels.c.blueprint.in_(recipes)
+        conditions.append(sa.or_(known, kernels.c.carried) if carried else known)
     if run is not None:
         conditions.append(kernels.c.digest.in_(sa.select(origins.c.digest).where(origins.c.run == run)))
     if min_gain is not None:
@@ -102,6 +108,12 @@ def some_of(max_parameters: int) -> sa.Select[Any]:
     """How many kernels are so small, counted up to one more than are few."""
     counted = _small(max_parameters).limit(FEW + 1).subquery()
     return sa.select(sa.func.count()).select_from(counted)
+
+
+def page(last: str, size: int = 1_000) -> sa.Select[Any]:
+    """The next digests after one, in their order, but those of retired kernels."""
+    query = sa.select(kernels.c.digest).where(kernels.c.digest > last, kernels.c.lifecycle != "retired")
+    return query.order_by(kernels.c.digest).limit(size)
 
 
 def beginning(prefix: str) -> sa.Select[Any]:

@@ -126,6 +126,7 @@ INDICES = (
     Index("ix_esper_kernels_recipe", kernels.c.kind, kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_blueprint", kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_lifecycle", kernels.c.lifecycle, kernels.c.rank, kernels.c.digest),
+    Index("ix_esper_kernels_dtype", kernels.c.dtype, kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_rank", kernels.c.rank, kernels.c.digest),
     Index("ix_esper_kernels_kind_parameters", kernels.c.kind, kernels.c.parameters, kernels.c.digest),
     Index("ix_esper_kernels_kind_created", kernels.c.kind, kernels.c.created, kernels.c.digest),

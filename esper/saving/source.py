@@ -186,6 +186,13 @@ class SavedSource:
         """Takes a recipe that came with a kernel; it goes along when the model is saved."""
         self.recipes = (*self.recipes, recipe)
 
+    def taught(self, recipe: Recipe) -> SavedSource:
+        """The same model, with that recipe alone."""
+        return SavedSource(self.description, self.captures, self.constants, [recipe], self.modes)
+
+    def sizes(self, blueprint: str, site: LayerSite, options: Mapping[str, Any], blend: str) -> None:
+        """Left to `sprout`: the recipes that are here have sizes of their own, and zeros take no memory."""
+
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints that came with the model for layers of this kind."""
         return tuple(dict.fromkeys(recipe.blueprint for recipe in self.recipes if recipe.site.kind == kind))

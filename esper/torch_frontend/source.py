@@ -16,7 +16,7 @@ from esper.errors import RefusedError, TraceError, UnknownBlueprintError, WrapEr
 from esper.program import BindError, Captured, Growth, LayerSite, Program, Recipe, Signature, Static, TensorType
 from esper.torch_frontend import capture, checkpoints, program_cache, recipes
 from esper.torch_frontend.arrays import borrow, exportable, lend, to_torch
-from esper.torch_frontend.blueprints import build, copied, names_for
+from esper.torch_frontend.blueprints import build, copied, names_for, sizes
 from esper.torch_frontend.decompositions import Supported, decompositions
 from esper.torch_frontend.graft import markers
 from esper.torch_frontend.rebuild import put, rebuild
@@ -163,6 +163,17 @@ class TorchSource:
             f"no blueprint {recipe.blueprint!r} is registered here for a {recipe.site.kind}, and a kernel beside a "
             "layer of torch's needs it: import the module that registers it"
         )
+
+    def taught(self, recipe: Recipe) -> TorchSource:
+        """Refused, as `learn`."""
+        self.learn(recipe)
+        return self
+
+    def sizes(
+        self, blueprint: str, site: LayerSite, options: Mapping[str, Any], blend: str
+    ) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+        """Dtypes and shapes of a kernel's parameters; None: its blueprint does what torch cannot do without memory."""
+        return sizes(blueprint, site, options, self.module.get_submodule(site.name), blend)
 
     def blueprints(self, kind: str) -> tuple[str, ...]:
         """The blueprints for layers of this kind."""

@@ -185,7 +185,9 @@ def _born(record: Record, newborn: Arrival) -> Record:
     """The record with what an initialiser said; where no kernel is worth having or to be had, "declined"."""
     if isinstance(newborn, Missing):
         return replace(record, event="declined", reason=newborn.reason)
-    report = None if newborn is None or isinstance(newborn, KernelArtifact) else newborn.report
+    if isinstance(newborn, KernelArtifact):  # the policy may have named it by the beginning of its digest
+        return replace(record, figures={**record.figures, "artifact": newborn.digest})
+    report = None if newborn is None else newborn.report
     if report is None:
         return record
     said: Figures = {"init": report.initialiser, "init_gain": report.gain, "init_scale": report.scale}

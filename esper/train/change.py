@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esper.errors import LibraryError, SeedError, UnknownBlueprintError
+from esper.errors import EsperError, SeedError
 from esper.growth.birth import DoNotGerminate, Init, Initialised, Newborn, Report
 from esper.growth.initialisers import initialiser
 from esper.growth.line_search import Trial
@@ -180,8 +180,8 @@ def _had(state: TrainState, action: Load, key: jax.Array) -> KernelArtifact | Mi
         artifact = found(state.model.structure, action.artifact, f"layer {action.layer!r}, seed {action.seed}")
         _done(state, action, artifact, key)
         return artifact
-    except (LibraryError, SeedError, UnknownBlueprintError) as error:
-        return Missing(str(error))
+    except Exception as error:  # an artifact comes from outside: whatever it brings along, the run goes on
+        return Missing(str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}")
 
 
 def made(state: TrainState, steps: Steps, key: jax.Array) -> TrainState:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from esper.configs import TamiyoSettings
-from esper.errors import ArgumentError, ArtifactError, LibraryError
+from esper.errors import ArgumentError, EsperError
 from esper.growth.credit import Gain
 from esper.growth.kernel_states import Optimizer
 from esper.growth.plans import plans
@@ -241,8 +241,9 @@ def _drawn(
         return planned, ""
     try:
         found = with_drawn(model, library, planned, draw)
-    except (ArtifactError, LibraryError) as error:
-        return planned, f"nothing is drawn from the library: {error}"
+    except Exception as error:  # whatever is wrong with a library, a run goes on without it
+        said = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
+        return planned, f"nothing is drawn from the library: {said}"
     count = sum(bool(plan.artifact) for plans in found.values() for plan in plans)
     return found, f"{count} validated kernels of the library fit, and are tried before new ones germinate"
 

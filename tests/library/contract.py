@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from library.places import X, artifact, donor, host, wrapped
 
 import esper
-from esper.errors import ArgumentError, ArtifactError, UnknownLayerError
+from esper.errors import ArgumentError, ArtifactError, LibraryError, SeedError, UnknownLayerError
 from esper.jax_backend.artifact import artifact_of
 from esper.library import Measured, Origin, open_library
 from esper.library.publishing import fingerprint, with_programs
@@ -234,6 +234,13 @@ def test_what_is_validated_has_gained(library):
     assert library.entry(digest).lifecycle == "candidate"
 
 
+def test_what_a_model_cannot_build_does_not_stand_before_what_it_can(library):
+    good = library.put(artifact_of(donor(), layer="0"), gain=Measured(0.1, 0.01, 8))
+    for number in range(3):
+        library.put(artifact(number, blueprint="of_others"), gain=Measured(1.0 + number, 0.01, 8))
+    assert [entry.digest for entry in library.find_for(wrapped(), "0", limit=1)] == [good]
+
+
 # ---- models -------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +325,61 @@ def test_a_model_without_torch_loads_by_the_programs_that_a_kernel_carries(libra
     np.testing.assert_allclose(grown(X), donor()(X), rtol=1e-6)
     again = esper.load(esper.save(grown, tmp_path / "grown"))
     np.testing.assert_array_equal(again(X), grown(X))
+
+
+def forged(given, **more):
+    """The artifact with a Program that does something else."""
+    signature, program = given.carried.captures[0]
+    node = replace(program.nodes[1], op="aten.relu.default", args=program.nodes[1].args[:1], kwargs=())
+    other = replace(program, nodes=(program.nodes[0], node, *program.nodes[2:]))
+    carried = replace(given.carried, captures=((signature, other), *given.carried.captures[1:]))
+    return replace(given, carried=carried, **more)
+
+
+def test_a_kernel_that_is_refused_teaches_a_model_nothing(tmp_path):
+    given, _ = with_programs(donor(), layer="0")
+    path = esper.save(wrapped(), tmp_path / "host", blueprints=["low_rank"])
+    model = esper.load(path)
+    before = model.structure.source.recipes
+    with pytest.raises(ArtifactError, match="does not fit"):
+        model.load_kernel("0", 0, forged(given, params={**given.params, "more": X}))
+    assert model.structure.source.recipes == before
+    grown = esper.set_alpha(model.load_kernel("0", 0, given), layer="0", alpha=0.75)
+    np.testing.assert_allclose(grown(X), donor()(X), rtol=1e-6)
+    with pytest.raises(ArtifactError, match="by other Programs than those it carries"):
+        grown.load_kernel("0", 1, forged(given, params={n: a + 1 for n, a in given.params.items()}))
+    assert grown.load_kernel("0", 1, given).structure.source.recipes == (*before, given.carried)
+
+
+def test_what_asks_for_more_memory_than_it_has_is_refused_before_it_is_built(monkeypatch):
+    model, given = wrapped(), artifact_of(donor(), layer="0")
+
+    def built(*given, **more):
+        raise AssertionError("built")
+
+    monkeypatch.setattr(model.structure.source, "sprout", built)
+    options = tuple((name, 10_000_000 if name == "width" else value) for name, value in given.options)
+    with pytest.raises(
+        ArtifactError, match=r"its 0\.bias is float32\[\d+\], and the recipe's here is float32\[10000000\]"
+    ):
+        model.load_kernel("0", 0, replace(given, options=options))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [(("width", "x"), "makes no kernel"), (("width", -1), "makes no kernel"), (("depth", 3), "has no option")],
+)
+def test_options_that_a_blueprint_does_not_take_are_said(option, said):
+    given = with_programs(donor(), layer="0")[0]
+    with pytest.raises(SeedError, match=said):
+        wrapped().load_kernel("0", 0, replace(given, options=tuple({**dict(given.options), **dict([option])}.items())))
+
+
+def test_a_cached_kernel_without_programs_stands_in_for_none_with_them(tmp_path):
+    given = with_programs(donor(), layer="0")[0]
+    model = esper.load(esper.save(wrapped(), tmp_path / "host"))
+    model.structure.cache.put(replace(given, carried=None))
+    assert model.load_kernel("0", 0, given).structure.kernels[0].blueprint == "mlp"
 
 
 # ---- tampering ----------------------------------------------------------------------------------------------------
@@ -445,11 +507,8 @@ def test_another_kernels_programs_are_refused(library):
     given, _ = with_programs(donor(), layer="0")
     digest = library.put(given)
     program = given.carried.captures[0][1]
-    forged = replace(program.nodes[1], op="aten.relu.default", args=program.nodes[1].args[:1], kwargs=())
-    other = replace(program, nodes=(program.nodes[0], forged, *program.nodes[2:]))
-    captures = ((given.carried.captures[0][0], other), *given.carried.captures[1:])
     with pytest.raises(ArtifactError, match="with other Programs"):
-        library.put(replace(given, carried=replace(given.carried, captures=captures)))
+        library.put(forged(given))
     assert library.get(digest).carried.captures[0][1] == program
     library.put(given)
     library.put(replace(given, carried=None))
@@ -465,6 +524,21 @@ def test_changed_tags_and_origins_are_detected(library):
     with pytest.raises(ArtifactError, match="where it came from in the catalogue was changed"):
         library.origins(other)
     assert {name for name, _ in library.verify().problems} == {one, other}
+
+
+def test_a_library_that_was_closed_says_so(opened):
+    library = opened()
+    library.put(artifact(1))
+    library.close()
+    library.close()
+    for verb in (library.find, library.verify, library.gc, lambda: library.put(artifact(2))):
+        with pytest.raises(LibraryError, match="was closed: open it again"):
+            verb()
+
+
+def test_a_kernel_is_retired_for_a_reason(library):
+    with pytest.raises(ArgumentError, match="for a reason in words"):
+        library.retire(library.put(artifact(1)), None)
 
 
 # ---- interrupted writes and garbage -------------------------------------------------------------------------------

@@ -73,6 +73,17 @@ def test_many_that_are_opened_at_once_each_get_their_own_tables(tmp_path):
             assert found == [digest]
 
 
+def test_a_password_in_the_storages_url_is_in_no_text(tmp_path):
+    storage = {"access_key": "accesskey", "secret_key": "secretkey", "endpoint_url": "http://me:hun%21ter2@127.0.0.1:1"}
+    urza = {"urza": {"config": {"folder": str(tmp_path / "library")}}}
+    with open_library(EsperConfig(name="test", storage=storage, components=urza)) as library:
+        blobs = library._blobs
+        assert "at http://127.0.0.1:1" in repr(library) and "ter2" not in repr(library) + blobs.place
+        with pytest.raises(LibraryError) as raised, blobs._speaking():
+            raise OSError("no answer of http://me:hun%21ter2@127.0.0.1:1, hun!ter2")
+        assert "ter2" not in str(raised.value) and "no answer" in str(raised.value)
+
+
 def test_half_of_a_shared_library_is_warned_of(tmp_path, caplog):
     storage = {"access_key": "a", "secret_key": "b"}
     urza = {"urza": {"config": {"folder": str(tmp_path / "library")}}}

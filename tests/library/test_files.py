@@ -84,6 +84,77 @@ def test_verify_and_gc(place, filled, capsys):
     assert went["retired"] == [filled[1]] and len(went["objects"]) == 1 and not went["dry_run"]
 
 
+def test_all_of_a_library_is_pushed_and_one_bad_file_stops_no_other(place, filled, tmp_path, capsys, monkeypatch):
+    from esper.library import queries
+
+    paged = queries.page
+    monkeypatch.setattr(queries, "page", lambda last: paged(last, 1))
+    other = str(tmp_path / "other")
+    assert set(json.loads(said(capsys, "push", "--from", place, "--library", other, "--json"))["digests"]) == set(
+        filled
+    )
+    with open_library(place) as library:
+        outbox = library.folder / "outbox"
+        write_parcel(outbox / "a.esper", Parcel(artifact(3)))
+        (outbox / "a.esper").write_bytes((outbox / "a.esper").read_bytes()[:-9])
+        write_parcel(outbox / "b.esper", Parcel(artifact(4)))
+    assert main(["library", "push", "--library", place]) == 2
+    told = capsys.readouterr()
+    assert artifact(4).digest in told.out and "1 files of the outbox" in told.err and "a.esper" in told.err
+    assert [file.name for file in outbox.iterdir()] == ["a.esper.bad"]
+    assert "0 kernels" in said(capsys, "push", "--library", place)
+
+
+def test_two_pushes_at_once_get_along(place, monkeypatch):
+    from esper.library import files
+
+    with open_library(place) as library:
+        for number in range(3):
+            write_parcel(library.folder / "outbox" / f"{number}.esper", Parcel(artifact(number)))
+        first = files.delivered_later(library)
+        next(first)
+        deliver = files.delivered
+
+        def taken_meanwhile(library, parcel):
+            for file in files.waiting(library.folder):
+                file.unlink()
+            return deliver(library, parcel)
+
+        monkeypatch.setattr(files, "delivered", taken_meanwhile)
+        assert len(list(first)) == 1 and not files.waiting(library.folder)
+
+
+def test_files_before_a_bad_one_are_delivered(place, tmp_path, capsys):
+    write_parcel(tmp_path / "good.esper", Parcel(artifact(5)))
+    (tmp_path / "bad.esper").write_bytes(b"x")
+    assert main(["library", "push", str(tmp_path / "good.esper"), str(tmp_path / "bad.esper"), "--library", place]) == 2
+    assert artifact(5).digest in capsys.readouterr().out
+    with open_library(place) as library:
+        assert library.entry(artifact(5).digest)
+
+
+def test_what_a_library_holds_says_nothing_to_the_terminal(place, capsys):
+    with open_library(place) as library:
+        options = (("act", "\x1b[31m"), ("name", "[/bold]"))
+        digest = library.put(artifact(1, options=options), tags=["[/x]", "[link=y]", "a\u202eb"], run="[/r]")
+    listed = said(capsys, "list", "--library", place)
+    shown = said(capsys, "show", digest, "--library", place)
+    assert "[/x]" in listed and "[/x]" in shown and "[/r]" in shown
+    assert not {"\x1b", "\u202e"} & set(listed + shown)
+
+
+@pytest.mark.parametrize(
+    "command", [["list"], ["show", "abcdef12"], ["pull", "abcdef12", "--to", "x.esper"], ["verify"], ["gc"]], ids=str
+)
+@pytest.mark.parametrize("how", ["--library", "--config"])
+def test_what_is_not_there_is_not_made(command, how, tmp_path, capsys):
+    where = tmp_path / "tpyo"
+    config = tmp_path / "config.yaml"
+    config.write_text(f"name: x\ncomponents: {{urza: {{config: {{folder: {where}}}}}}}\n")
+    assert main(["library", *command, how, str(where if how == "--library" else config)]) == 2
+    assert "holds no library" in capsys.readouterr().err and not where.exists()
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -145,6 +145,25 @@ def test_a_kernel_that_does_not_fit_after_all_is_declined(library):
     assert "does not fit" in events(found, "declined")[0].reason and events(found, "germinate")
 
 
+@pytest.mark.parametrize("width", ["x", -1, 1 << 40])
+def test_a_kernel_of_odd_options_stops_no_run(library, width):
+    odd = library.get(published(library).digests[0])
+    library.retire(odd.digest, "changed")
+    options = tuple((name, width if name == "width" else value) for name, value in odd.options)
+    library.put(dataclasses.replace(odd, options=options), lifecycle="validated", gain=Measured(0.1, 0.01, 8))
+    found = run(model(library), steps=130, draw=2)
+    assert "0.weight" in (said := events(found, "declined")[0].reason) or "makes no kernel for layer '0'" in said
+
+
+def test_a_library_that_raises_what_nobody_thought_of_stops_no_run(library, monkeypatch):
+    def odd(*given, **more):
+        raise ZeroDivisionError("by chance")
+
+    wrapped = model(library)
+    monkeypatch.setattr(library, "find_for", odd)
+    assert "ZeroDivisionError: by chance" in events(run(wrapped, steps=10, draw=2), "library")[0].reason
+
+
 def test_a_run_with_a_loaded_kernel_goes_on_from_a_checkpoint(library, tmp_path):
     published(library)
     whole = run(model(library, seed=1), steps=160, draw=1)
@@ -230,6 +249,25 @@ def test_a_drawn_kernel_that_is_too_large_is_passed_over():
     policy = Tamiyo(SETTINGS.model_copy(update={"max_parameters": 30}))
     (action,), _ = policy(seen((dataclasses.replace(DRAWN, parameters=31), NEW)), policy.start())
     assert isinstance(action, Germinate)
+
+
+@pytest.mark.parametrize("plan", [NEW, DRAWN])
+def test_what_another_policy_lets_in_begins_the_wait_anew(plan):
+    """A kernel that is loaded is as good a reason to wait as one that germinates."""
+    policy = Tamiyo(SETTINGS.model_copy(update={"trigger": "plateau"}))
+    memory = dataclasses.replace(policy.start(), stale=7, seen=9, held="x")
+    action = plan.germinate(("a", 0), "why")
+    assert isinstance(action, Load) == (plan is DRAWN)
+    after = policy.witness(seen((NEW,)), (action,), memory)
+    assert (after.stale, after.seen, after.held) == (0, 0, "")
+
+
+def test_the_record_of_a_load_has_the_whole_digest(library):
+    digest = published(library).digests[0]
+    from esper.train.books import _born, record_of
+
+    record = _born(record_of(Load("0", 0, digest[:20], "why"), 1), library.get(digest))
+    assert record.figures["artifact"] == digest
 
 
 def test_act_loads(library):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from esper.errors import SeedError
+from esper.errors import EsperError, SeedError
 from esper.program import LayerSite
 from esper.program.catalogue import ANY, Blueprint, Catalogue
 
@@ -89,12 +89,50 @@ def build(
     with torch.random.fork_rng(devices=[]):
         if entropy is not None:
             torch.manual_seed(entropy)
-        kernel = entry.recipe(site, *((layer,) if entry.reads_layer else ()), **options)
-        if blend == "gate":
-            kernel = Gated(kernel, site.features_out if entry.placement == "sequential" else site.features_in, site)
+        kernel = _made(entry, site, options, layer, blend)
     if any(True for _ in kernel.buffers()):
         raise SeedError(f"blueprint {name!r} keeps buffers, which kernels cannot; use a norm without statistics")
     return kernel.to(getattr(torch, site.dtype)), entry
+
+
+def sizes(
+    name: str, site: LayerSite, options: Mapping[str, Any], layer: nn.Module, blend: str
+) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """Dtypes and shapes of a new kernel's parameters, which are not allocated; None: its recipe cannot do without.
+
+    Raises:
+        UnknownBlueprintError, SeedError: As `build`, where they show without memory.
+    """
+    entry = _CATALOGUE.find(name, site, options)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            kernel = _made(entry, site, options, layer, blend).to(getattr(torch, site.dtype))
+    except Exception:  # building it for real says what it is
+        return None
+    return {
+        name: (str(parameter.dtype).removeprefix("torch."), tuple(parameter.shape))
+        for name, parameter in kernel.named_parameters()
+    }
+
+
+def _made(entry: Blueprint, site: LayerSite, options: Mapping[str, Any], layer: nn.Module, blend: str) -> nn.Module:
+    """What a recipe makes of its options.
+
+    Raises:
+        SeedError: It can do nothing with them.
+    """
+    try:
+        kernel = entry.recipe(site, *((layer,) if entry.reads_layer else ()), **options)
+        if blend == "gate":
+            kernel = Gated(kernel, site.features_out if entry.placement == "sequential" else site.features_in, site)
+        return kernel
+    except EsperError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise SeedError(
+            f"blueprint {entry.name!r} makes no kernel for layer {site.name!r} ({site.kind}) with the options "
+            f"{dict(options)}: {type(error).__name__}: {error}"[:500]
+        ) from error
 
 
 class Gated(nn.Module):

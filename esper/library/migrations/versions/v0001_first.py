@@ -64,7 +64,7 @@ def upgrade() -> None:
         sa.Column("content", sa.Text, nullable=False),
         sa.Column("time", _TIME, nullable=False),
     )
-    for name in ("fits", "kind", "blueprint", "lifecycle"):
+    for name in ("fits", "kind", "blueprint", "dtype", "lifecycle"):
         op.create_index(f"ix_esper_kernels_{name}", "esper_kernels", [name, "rank", "digest"])
     op.create_index("ix_esper_kernels_recipe", "esper_kernels", ["kind", "blueprint", "rank", "digest"])
     for name in ("parameters", "created"):
