@@ -80,9 +80,9 @@ class Bus:
         if bound < 1:
             raise ArgumentError(f"a queue holds at least one event, not {bound}: give a larger bound")
         lasts = [sink.last for sink in sinks if sink.last is not None]
-        last = max(lasts, key=lambda event: event.sequence, default=None)
+        last = max(lasts, key=lambda event: (event.part, event.sequence), default=None)
         self.run_id = run_id or (last.run_id if last and last.run_id else new_run_id())
-        self._sequence = last.sequence + 1 if last else 0
+        self._sequence, self._part = (last.sequence + 1, last.part + 1) if last else (0, 0)
         self._step, self._run = (last.step, last.run) if last else (0, "growth")
         self._bound, self._timeout, self._pid = max(bound, BOUND), timeout, os.getpid()
         self._inbox: deque[tuple[Recorded, int, float]] = deque()
@@ -172,7 +172,7 @@ class Bus:
             taken, self._inbox = self._inbox, deque()
             lost, self._lost = self._lost, 0
         events = [
-            event_of(record, run_id=self.run_id, sequence=sequence, seconds=seconds)
+            event_of(record, run_id=self.run_id, sequence=sequence, seconds=seconds, part=self._part)
             for record, sequence, seconds in taken
         ]
         for lane in self._lanes:

@@ -43,7 +43,7 @@ class Recorded(Protocol):
     def run(self) -> str: ...  # noqa: D102
 
 
-def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) -> Event:
+def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float, part: int = 0) -> Event:
     """The event of a record; one that is no proper record becomes a `Notice` that says so.
 
     Args:
@@ -51,8 +51,9 @@ def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) ->
         run_id: Which run it is of.
         sequence: Its number in the run.
         seconds: When it was told, since the epoch.
+        part: How often the run had been resumed.
     """
-    envelope: dict[str, Any] = {"run_id": run_id, "sequence": sequence, "time": seconds}
+    envelope: dict[str, Any] = {"run_id": run_id, "sequence": sequence, "part": part, "time": seconds}
     with suppress(Exception):  # for numbers of numpy's, options that are tuples, text that is no Unicode: few have any
         return _event({**envelope, **_fields(record)})
     try:
