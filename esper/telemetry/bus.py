@@ -114,7 +114,7 @@ class Bus:
 
     def tell(self, event: str, reason: str, figures: Mapping[str, Any] | None = None) -> None:
         """Publishes an event without a record, at the step of the last one."""
-        self.publish(_Own(self._step, event, reason, figures or {}, self._run))
+        self.publish(_Own(self._step, event, reason, dict(figures or {}), self._run))
 
     def counts(self) -> dict[str, Counts]:
         """What became of the events so far, by sink."""

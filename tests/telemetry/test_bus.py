@@ -229,3 +229,11 @@ def test_two_runs_in_one_process_do_not_meet(tmp_path):
         publish(b, [2])
     assert a.run_id != b.run_id
     assert [[event.step for event in read(tmp_path / name)] for name in ("a.jsonl", "b.jsonl")] == [[1], [2]]
+
+
+def test_figures_that_change_after_they_were_told_are_told_as_they_were():
+    seen, figures = Collecting(), {"a": 1}
+    with Bus(seen) as bus:
+        bus.tell("hold", "why", figures)
+        figures["a"] = 2
+    assert seen.of("hold")[0].figures == {"a": 1}

@@ -220,3 +220,18 @@ def test_numbers_that_a_resumed_run_gives_again_are_other_events(tmp_path):
     assert (resumed.part, resumed.sequence) == (1, 2)
     state = states([*known, resumed, resumed])["r", "growth"]
     assert [step for step, _ in state.curves["train_loss"]] == [0, 1, 2, 3, 8] and state.missed == 0
+
+
+def test_nothing_that_is_shown_steers_the_terminal():
+    bad = "\x1b]0;x\x07\x1b[2J"
+    events = [
+        Record(1, "evaluate", figures={bad: 0.5}, run=bad),
+        Record(2, "germinate", bad, bad, 0, {"blueprint": bad}, run=bad),
+        Record(3, "sink_down", bad, figures={"sink": bad}, run=bad),
+        Record(4, "failed", bad, run=bad),
+    ]
+    found = [event_of(one, run_id=bad, sequence=at, seconds=1e9) for at, one in enumerate(events)]
+    file = io.StringIO()
+    Console(file=file, width=120, force_terminal=False).print(board(states(found)))
+    shown = file.getvalue() + "".join(sentence(event) for event in found)
+    assert "\x1b" not in shown and "\x07" not in shown and "\N{REPLACEMENT CHARACTER}]0;x" in shown
