@@ -9,6 +9,7 @@ import pytest
 
 from esper.errors import ArgumentError, TelemetryError
 from esper.telemetry import Bus, Jsonl, Subscriber, bus, lane, read
+from esper.train.history import Record
 from telemetry.samples import Collecting, evaluation
 
 
@@ -235,5 +236,6 @@ def test_figures_that_change_after_they_were_told_are_told_as_they_were():
     seen, figures = Collecting(), {"a": 1}
     with Bus(seen) as bus:
         bus.tell("hold", "why", figures)
+        bus.publish(Record(1, "evaluate", figures=figures))
         figures["a"] = 2
-    assert seen.of("hold")[0].figures == {"a": 1}
+    assert [event.figures for event in seen.of("hold", "evaluate")] == [{"a": 1}] * 2
