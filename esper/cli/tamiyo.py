@@ -21,9 +21,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--config", metavar="FILE", help="the configuration that the runs have too")
     task.add_argument("--new-key", metavar="ID", help="print a line with a new key, for the file of keys")
-    parser.add_argument(
-        "--run", metavar="RUN", action="append", dest="runs", help="a run to serve, of several; left out: all"
-    )
     parser.set_defaults(run=_tamiyo)
 
 
@@ -50,9 +47,9 @@ def _serve(asked: argparse.Namespace) -> int:
     with (
         logged(config.logging_settings(), Console(stderr=True), quiet=False),
         _until_told() as stop,
-        controller_of(config, asked.runs) as (controller, channel),
+        controller_of(config) as (controller, channel),
     ):
-        _LOG.info("serving %s", "every run" if asked.runs is None else ", ".join(asked.runs))
+        _LOG.info("serving every run")
         serve(controller, channel, stop)
         _LOG.info("told to end")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -53,12 +53,11 @@ def policy_of(config: EsperConfig, run: str) -> Iterator[RemotePolicy | None]:
 
 
 @contextmanager
-def controller_of(config: EsperConfig, runs: Collection[str] | None = None) -> Iterator[tuple[Controller, Channel]]:
+def controller_of(config: EsperConfig) -> Iterator[tuple[Controller, Channel]]:
     """What `esper tamiyo` serves with.
 
     Args:
         config: The configuration.
-        runs: Names of the runs to serve; None: every one.
 
     Raises:
         ConfigError: `components.tamiyo.config.remote` is missing, or the keys or the policy cannot be had.
@@ -70,8 +69,7 @@ def controller_of(config: EsperConfig, runs: Collection[str] | None = None) -> I
             "the configuration says nothing of remote control: give `components.tamiyo.config.remote`, with a "
             "`key_file` at least"
         )
-    names = None if runs is None else frozenset(map(checked_run, runs))
-    controller = Controller(_policy(settings, tamiyo), keys_of(settings), names)
+    controller = Controller(_policy(settings, tamiyo), keys_of(settings))
     with closing(channel_of(config, settings, CONTROLLER)) as channel:
         yield controller, channel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,10 @@ class Controller:
     Attributes:
         policy: What decides.
         keys: For both directions.
-        runs: Names of the runs that are served; None: every one.
     """
 
     policy: Policy[Any]
     keys: Keys
-    runs: Collection[str] | None = None
     _classes: dict[str, type] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -53,8 +51,7 @@ class Controller:
             except MessageError as error:
                 rejected[str(error)] += 1
                 continue
-            if self.runs is None or question.run in self.runs:
-                newest[question.run] = question, purposes
+            newest[question.run] = question, purposes
         for reason, times in rejected.items():
             _LOG.warning("rejected, messages: %d, %s", times, reason)
         return list(newest.values())

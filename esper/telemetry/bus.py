@@ -80,12 +80,12 @@ class Bus:
         if bound < 1:
             raise ArgumentError(f"a queue holds at least one event, not {bound}: give a larger bound")
         lasts = [sink.last for sink in sinks if sink.last is not None]
-        last = max(lasts, key=lambda event: event.sequence, default=None)
+        last = max(lasts, key=lambda event: (event.part, event.sequence), default=None)
         self.run_id = run_id or (last.run_id if last and last.run_id else new_run_id())
-        self._sequence = last.sequence + 1 if last else 0
+        self._sequence, self._part = (last.sequence + 1, last.part + 1) if last else (0, 0)
         self._step, self._run = (last.step, last.run) if last else (0, "growth")
         self._bound, self._timeout, self._pid = max(bound, BOUND), timeout, os.getpid()
-        self._inbox: deque[tuple[Recorded, int, float]] = deque()
+        self._inbox: deque[tuple[Recorded, Any, int, float]] = deque()
         self._lost = 0
         self._lock, self._arrived, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._closed, self._summary = False, dict[str, Counts]()
@@ -99,11 +99,14 @@ class Bus:
         if self._closed or os.getpid() != self._pid:
             return
         step, run = record.step, record.run
+        figures = getattr(record, "figures", None)
+        if isinstance(figures, dict):  # whose owner may go on writing into it
+            figures = dict(figures)
         with self._lock:
             if len(self._inbox) >= self._bound:
                 self._inbox.popleft()
                 self._lost += 1
-            self._inbox.append((record, self._sequence, time.time()))
+            self._inbox.append((record, figures, self._sequence, time.time()))
             self._sequence, self._step, self._run = self._sequence + 1, step, run
         if not self._arrived.is_set():
             self._arrived.set()
@@ -114,7 +117,7 @@ class Bus:
 
     def tell(self, event: str, reason: str, figures: Mapping[str, Any] | None = None) -> None:
         """Publishes an event without a record, at the step of the last one."""
-        self.publish(_Own(self._step, event, reason, figures or {}, self._run))
+        self.publish(_Own(self._step, event, reason, dict(figures or {}), self._run))
 
     def counts(self) -> dict[str, Counts]:
         """What became of the events so far, by sink."""
@@ -172,8 +175,8 @@ class Bus:
             taken, self._inbox = self._inbox, deque()
             lost, self._lost = self._lost, 0
         events = [
-            event_of(record, run_id=self.run_id, sequence=sequence, seconds=seconds)
-            for record, sequence, seconds in taken
+            event_of(record, figures=figures, run_id=self.run_id, sequence=sequence, seconds=seconds, part=self._part)
+            for record, figures, sequence, seconds in taken
         ]
         for lane in self._lanes:
             if lost:

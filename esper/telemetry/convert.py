@@ -43,7 +43,9 @@ class Recorded(Protocol):
     def run(self) -> str: ...  # noqa: D102
 
 
-def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) -> Event:
+def event_of(
+    record: Recorded, *, run_id: str, sequence: int, seconds: float, part: int = 0, figures: Any = None
+) -> Event:
     """The event of a record; one that is no proper record becomes a `Notice` that says so.
 
     Args:
@@ -51,25 +53,27 @@ def event_of(record: Recorded, *, run_id: str, sequence: int, seconds: float) ->
         run_id: Which run it is of.
         sequence: Its number in the run.
         seconds: When it was told, since the epoch.
+        part: How often the run had been resumed.
+        figures: In place of the record's own, which may have changed since; None: those.
     """
-    envelope: dict[str, Any] = {"run_id": run_id, "sequence": sequence, "time": seconds}
+    envelope: dict[str, Any] = {"run_id": run_id, "sequence": sequence, "part": part, "time": seconds}
     with suppress(Exception):  # for numbers of numpy's, options that are tuples, text that is no Unicode: few have any
-        return _event({**envelope, **_fields(record)})
+        return _event({**envelope, **_fields(record, figures)})
     try:
-        return _event({**envelope, **{name: _plain(value) for name, value in _fields(record).items()}})
+        return _event({**envelope, **{name: _plain(value) for name, value in _fields(record, figures).items()}})
     except Exception as error:  # whatever it is, the thread that meets it has others to write
         wrong = _wrong(error) if isinstance(error, ValidationError) else type(error).__name__
         return Notice(**envelope, step=0, event="malformed", reason=f"a {type(record).__name__} is no event: {wrong}")
 
 
-def _fields(record: Recorded) -> dict[str, Any]:
+def _fields(record: Recorded, figures: Any) -> dict[str, Any]:
     return {
         "step": record.step,
         "event": record.event,
         "reason": record.reason,
         "layer": record.layer,
         "seed": record.seed,
-        "figures": record.figures,
+        "figures": record.figures if figures is None else figures,
         "compiles": record.compiles,
         "programs": record.programs,
         "compile_seconds": record.compile_seconds,

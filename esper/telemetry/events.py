@@ -51,6 +51,9 @@ class Base(BaseModel, frozen=True):
     sequence: int = Field(default=0, ge=0)
     """Its number in the run, from 0. One that is missing is an event that was dropped; one that is met twice was
     written again after a failure."""
+    part: int = Field(default=0, ge=0)
+    """How often the run had been resumed. Numbers go on from what the history held then, so that some that had gone
+    elsewhere already are given again: a part and a number name one event."""
     time: UtcTime | None = None
     """When it was told, UTC; null in files of before events had an envelope."""
     step: int = Field(ge=0)

@@ -14,6 +14,7 @@ from esper.telemetry.events import Event
 
 HISTORY = "history.jsonl"
 _POLL = 0.1  # seconds
+_CHUNK = 1 << 20
 
 
 def read(path: str | os.PathLike[str]) -> list[Event]:
@@ -98,7 +99,7 @@ class _Tail:
     """The whole lines of a file that were not given yet."""
 
     def __init__(self, path: Path, *, skip: bool = False) -> None:
-        self._path, self._number, self._rest = path, 0, b""
+        self._path, self._number, self._at = path, 0, 0
         self._file: BinaryIO | None = None
         if skip and path.exists():
             for _ in self._lines():
@@ -130,12 +131,14 @@ class _Tail:
                 self._file = self._path.open("rb")
             except (FileNotFoundError, IsADirectoryError):  # not yet; a folder that has become one of a run
                 return
-            self._number, self._rest = 0, b""
-        for part in self._file:
-            self._rest += part
-            if self._rest.endswith(b"\n"):
-                line, self._rest = self._rest, b""
-                self._number += 1
+            self._number, self._at = 0, 0
+        # What comes after the last end of a line is read again: whoever writes there may take it back.
+        rest, at = b"", self._at
+        while part := os.pread(self._file.fileno(), _CHUNK, at):
+            at += len(part)
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                self._number, self._at = self._number + 1, self._at + len(line) + 1
                 if line.strip():
                     yield line
 
@@ -147,4 +150,4 @@ class _Tail:
         except FileNotFoundError:
             return False
         here = os.fstat(self._file.fileno())
-        return not os.path.samestat(here, there) or here.st_size < self._file.tell()
+        return not os.path.samestat(here, there) or here.st_size < self._at

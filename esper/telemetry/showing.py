@@ -38,7 +38,8 @@ def sentence(event: Event) -> str:
     place = "" if event.layer is None else f" {event.layer or '(root)'}[{event.seed}]"
     told = [event.reason] if event.reason else []
     told += [f"{name} {_number(value)}" for name, value in event.figures.items()]
-    return f"{event.run_id} {event.run} step {event.step}: {event.event}{place}: {', '.join(told)}".rstrip(": ")
+    said = f"{event.run_id} {event.run} step {event.step}: {event.event}{place}: {', '.join(told)}"
+    return printable(said.rstrip(": "))
 
 
 def _panel(run_id: str, run: str, state: RunState, now: datetime, bars: str) -> Panel:
@@ -49,7 +50,9 @@ def _panel(run_id: str, run: str, state: RunState, now: datetime, bars: str) -> 
         parts.append(_seeds(state))
     parts += [_decision(event) for event in state.decisions[-4:]]
     parts += [_warning(text) for text in _warnings(state)]
-    return Panel(Group(*parts), title=Text(f"{run_id}  {run}"), title_align="left", border_style=_STYLES[state.status])
+    return Panel(
+        Group(*parts), title=Text(printable(f"{run_id}  {run}")), title_align="left", border_style=_STYLES[state.status]
+    )
 
 
 def _head(state: RunState, now: datetime) -> Text:
@@ -62,14 +65,14 @@ def _head(state: RunState, now: datetime) -> Text:
     if state.rollbacks:
         text.append(f"  {state.rollbacks} rollbacks", style="yellow")
     if state.why:
-        text.append(f"  {state.why}")
+        text.append(f"  {printable(state.why)}")
     return text
 
 
 def _curves(state: RunState, bars: str) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, curve in state.curves.items():
-        table.add_row(Text(name), Text(f"{latest(curve):.4g}"), Text(_drawn(curve, bars), style="cyan"))
+        table.add_row(Text(printable(name)), Text(f"{latest(curve):.4g}"), Text(_drawn(curve, bars), style="cyan"))
     return table
 
 
@@ -78,15 +81,15 @@ def _seeds(state: RunState) -> Table:
     for (layer, seed), known in state.seeds.items():
         alpha = "alpha rising" if known.alpha is None else f"alpha {known.alpha:.2f}"
         place = f"{layer or '(root)'}[{seed}]"
-        table.add_row(Text(place), Text(known.state), Text(alpha), Text(f"since step {known.since:,}"), known.blueprint)
+        told = place, known.state, alpha, f"since step {known.since:,}", known.blueprint
+        table.add_row(*(Text(printable(text)) for text in told))
     return table
 
 
 def _decision(event: Event) -> Text:
     place = "" if event.layer is None else f" {event.layer or '(root)'}[{event.seed}]"
-    return Text(
-        f"step {event.step:,}: {event.event}{place}: {event.reason}", style="dim", overflow="ellipsis", no_wrap=True
-    )
+    said = printable(f"step {event.step:,}: {event.event}{place}: {event.reason}")
+    return Text(said, style="dim", overflow="ellipsis", no_wrap=True)
 
 
 def _warnings(state: RunState) -> list[str]:
@@ -96,7 +99,12 @@ def _warnings(state: RunState) -> list[str]:
 
 
 def _warning(text: str) -> Text:
-    return Text(text, style="yellow")
+    return Text(printable(text), style="yellow")
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: anybody may have written an event."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _drawn(curve: Curve, bars: str) -> str:

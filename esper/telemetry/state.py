@@ -68,6 +68,7 @@ class RunState:
         rollbacks: How often it went back to a sound state.
         dropped: Events that sinks never got, by sink.
         down: Why sinks take no events at the moment, by sink.
+        part: How often the run had been resumed at the last event.
         sequence: Number of the last event.
         missed: Events that never came to who reduces, by the gaps in their numbers.
     """
@@ -85,6 +86,7 @@ class RunState:
     rollbacks: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     down: Mapping[str, str] = field(default_factory=dict)
+    part: int = 0
     sequence: int = -1
     missed: int = 0
 
@@ -106,11 +108,13 @@ def states(events: Iterable[Event], before: Mapping[Key, RunState] | None = None
 
 def after(state: RunState, event: Event) -> RunState:
     """The state of a run after an event; one that was told already changes nothing."""
-    if event.sequence <= state.sequence:
+    if (event.part, event.sequence) <= (state.part, state.sequence):
         return state
-    gap = event.sequence - state.sequence - 1 if state.sequence >= 0 else 0
+    # A run that was resumed gives some numbers again.
+    gap = max(0, event.sequence - state.sequence - 1) if state.sequence >= 0 else 0
     state = replace(
         state,
+        part=event.part,
         sequence=event.sequence,
         missed=state.missed + gap,
         step=event.step,

@@ -49,7 +49,7 @@ def follow_redis(
     """
     with _Server(config, oona, runs, stop) as server:
         places: dict[str, bytes] = {}
-        seen: dict[str, int] = {}
+        seen: dict[str, tuple[int, int]] = {}
         late = not beginning
         while True:
             ending = server.stop.is_set()
@@ -60,8 +60,8 @@ def follow_redis(
             entries = server.ask(lambda: server.after(places)) if places else server.nothing()
             for stream, place, event in entries:
                 places[stream] = place
-                if event is not None and event.sequence > seen.get(stream, -1):
-                    seen[stream] = event.sequence
+                if event is not None and (event.part, event.sequence) > seen.get(stream, (0, -1)):
+                    seen[stream] = event.part, event.sequence
                     yield event
             if ending and not entries:
                 return

@@ -287,13 +287,13 @@ class Picky:
         return (Hold("why"),), memory
 
 
-def served(policy, messages, runs=None, channel=None):
+def served(policy, messages, channel=None):
     """What the controller sends when it finds these messages."""
     post, stop = Post(), threading.Event()
     own = channel or post.end(CONTROLLER)
     for message in messages:
         own.send(CONTROLLER, message)
-    thread = threading.Thread(target=serve, args=(Controller(policy, KEYS, runs), own, stop), kwargs={"poll": 0.01})
+    thread = threading.Thread(target=serve, args=(Controller(policy, KEYS), own, stop), kwargs={"poll": 0.01})
     thread.start()
     answers = {name: post.end(name).receive(60 if name == "last" else 0) for name in ("last", "run-1", "run-2")}
     stop.set()
@@ -322,10 +322,6 @@ def test_every_run_is_served_and_its_newest_question_answered(caplog):
     rejected = [line for line in said if line.startswith("rejected")]
     assert len(rejected) == 2 and "messages: 2, malformed" in rejected[0] and "messages: 1, signature" in rejected[1]
     assert not any(bytes(range(32)).hex() in line for line in said)
-
-
-def test_only_the_runs_that_were_named_are_served():
-    assert set(served(Picky(), [asking(), asking(run="last")], runs={"last"})) == {"last"}
 
 
 def test_one_run_that_the_policy_fails_for_is_no_reason_to_leave_the_others(caplog):

@@ -12,6 +12,7 @@ import yaml
 import esper
 from control.runs import GROWTH, alone, bit_equal, run, told
 from esper import job
+from esper.cli import main
 from esper.configs import EsperConfig, RemoteSettings
 from esper.control import RemotePolicy
 from esper.control.connect import controller_of, keys_of, policy_of
@@ -140,8 +141,16 @@ def test_policies_that_are_none(policy, tmp_path):
 
 def test_a_policy_of_the_users_own(tmp_path):
     file, _ = written(tmp_path, policy="control.test_control_process:Still")
-    with controller_of(EsperConfig.from_yaml(file), ["run-1"]) as (controller, _):
-        assert isinstance(controller.policy, Still) and controller.runs == {"run-1"}
+    with controller_of(EsperConfig.from_yaml(file)) as (controller, _):
+        assert isinstance(controller.policy, Still)
+
+
+def test_no_controller_takes_questions_that_it_does_not_answer(tmp_path, capsys):
+    """All share an inbox: one that served some runs would take those of the others from who answers them."""
+    file, _ = written(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["tamiyo", "--config", str(file), "--run", "a"])
+    assert "unrecognized arguments: --run" in capsys.readouterr().err
 
 
 class Still:

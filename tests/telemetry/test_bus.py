@@ -9,6 +9,7 @@ import pytest
 
 from esper.errors import ArgumentError, TelemetryError
 from esper.telemetry import Bus, Jsonl, Subscriber, bus, lane, read
+from esper.train.history import Record
 from telemetry.samples import Collecting, evaluation
 
 
@@ -229,3 +230,12 @@ def test_two_runs_in_one_process_do_not_meet(tmp_path):
         publish(b, [2])
     assert a.run_id != b.run_id
     assert [[event.step for event in read(tmp_path / name)] for name in ("a.jsonl", "b.jsonl")] == [[1], [2]]
+
+
+def test_figures_that_change_after_they_were_told_are_told_as_they_were():
+    seen, figures = Collecting(), {"a": 1}
+    with Bus(seen) as bus:
+        bus.tell("hold", "why", figures)
+        bus.publish(Record(1, "evaluate", figures=figures))
+        figures["a"] = 2
+    assert [event.figures for event in seen.of("hold", "evaluate")] == [{"a": 1}] * 2

@@ -241,3 +241,11 @@ def test_every_kind_of_event_is_taken_by_each(tmp_path):
         for sink in sinks:
             sink.write(told)
             sink.close()
+
+
+def test_a_span_keeps_more_events_than_the_library_would_by_itself():
+    sink = OpenTelemetry("http://127.0.0.1:1")
+    for number in range(500):
+        sink._take(event_of(Record(number, "hold", "why"), run_id="r", sequence=number, seconds=1e9))
+    (span,) = sink._spans.values()
+    assert len(span.events) == 500 and span.dropped_events == 0

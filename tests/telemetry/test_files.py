@@ -243,3 +243,14 @@ def test_a_run_is_followed_to_its_last_event_while_it_is_written(tmp_path):
     stop.set()
     reader.join()
     assert steps(seen) == list(range(2000))
+
+
+def test_a_torn_line_that_a_resumed_run_takes_back_is_no_part_of_the_next(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(line(0) + line(1)[:40])
+    events = follow(path, poll=0.001)
+    assert next(events).step == 0
+    with Bus(Jsonl(path, resume=True)) as bus:
+        bus.publish(evaluation(9))
+    assert next(events).step == 9
+    events.close()

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from esper.cli import main, watch
-from esper.telemetry import Bus, Jsonl, RunState, event_of, states
+from esper.telemetry import Bus, Jsonl, RunState, event_of, read, states
 from esper.telemetry.events import KINDS
 from esper.telemetry.showing import board, sentence
 from esper.telemetry.state import SeedState, after
@@ -208,3 +208,30 @@ def test_watch_prints_lines_where_there_is_no_terminal_until_it_is_interrupted(f
         _, err = process.communicate()
     assert lines[-1] == "run-a growth step 99: end: done\n" and process.returncode == 0 and err == ""
     assert all(re.match(r"run-[ab] growth step \d+: (start: go|evaluate: loss 0\.5)$", line) for line in lines[:4])
+
+
+def test_numbers_that_a_resumed_run_gives_again_are_other_events(tmp_path):
+    path = tmp_path / "history.jsonl"
+    known = [event_of(evaluation(step), run_id="r", sequence=step, seconds=1e9) for step in range(4)]
+    path.write_bytes(known[0].line + known[1].line)  # the others went elsewhere, and were lost here
+    with Bus(Jsonl(path, resume=True)) as bus:
+        bus.publish(evaluation(8))
+    resumed = read(path)[-1]
+    assert (resumed.part, resumed.sequence) == (1, 2)
+    state = states([*known, resumed, resumed])["r", "growth"]
+    assert [step for step, _ in state.curves["train_loss"]] == [0, 1, 2, 3, 8] and state.missed == 0
+
+
+def test_nothing_that_is_shown_steers_the_terminal():
+    bad = "\x1b]0;x\x07\x1b[2J"
+    events = [
+        Record(1, "evaluate", figures={bad: 0.5}, run=bad),
+        Record(2, "germinate", bad, bad, 0, {"blueprint": bad}, run=bad),
+        Record(3, "sink_down", bad, figures={"sink": bad}, run=bad),
+        Record(4, "failed", bad, run=bad),
+    ]
+    found = [event_of(one, run_id=bad, sequence=at, seconds=1e9) for at, one in enumerate(events)]
+    file = io.StringIO()
+    Console(file=file, width=120, force_terminal=False).print(board(states(found)))
+    shown = file.getvalue() + "".join(sentence(event) for event in found)
+    assert "\x1b" not in shown and "\x07" not in shown and "\N{REPLACEMENT CHARACTER}]0;x" in shown

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 _SECONDS = 5.0  # that an answer may take
+_EVENTS, _ATTRIBUTES = 10_000, 1_000  # that a run's span keeps, the latest, and of each; the library's own are 128
 
 
 class OpenTelemetry(Sink):
@@ -37,7 +38,7 @@ class OpenTelemetry(Sink):
             from opentelemetry.sdk.metrics import MeterProvider
             from opentelemetry.sdk.metrics.export import InMemoryMetricReader
             from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace import SpanLimits, TracerProvider
             from opentelemetry.sdk.trace.export import SimpleSpanProcessor
             from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
         except ImportError as error:
@@ -52,7 +53,8 @@ class OpenTelemetry(Sink):
         self._reader, self._ended = InMemoryMetricReader(), InMemorySpanExporter()
         resource = Resource.create({"service.name": "esper"})
         self._meters = MeterProvider([self._reader], resource=resource, shutdown_on_exit=False)
-        self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+        limits = SpanLimits(max_events=_EVENTS, max_event_attributes=_ATTRIBUTES)
+        self._tracers = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False)
         self._tracers.add_span_processor(SimpleSpanProcessor(self._ended))
         self._figure = self._meters.get_meter("esper").create_gauge("esper.figure")
         self._events = self._meters.get_meter("esper").create_counter("esper.events")
