@@ -36,5 +36,5 @@ hash=$(printf '%s' "$(cat redis_password)" | openssl dgst -sha256 -r | cut -d' '
   echo 'user default off'
   echo 'user health on nopass resetkeys resetchannels -@all +ping'
   echo "user esper on #$hash resetkeys ~esper:* resetchannels -@all" \
-    "+@connection +@stream +@sortedset +@transaction +@keyspace +eval -@dangerous +info"
+    "+@connection +@stream +@sortedset +@transaction +@keyspace +eval +time -@dangerous +info"
 } >users.acl

@@ -14,7 +14,7 @@ _OLDEST = (6, 2)  # XAUTOCLAIM, which takes over what a reader that died has lef
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 ACL = (
     "resetkeys ~{prefix}:* resetchannels -@all "
-    "+@connection +@stream +@sortedset +@transaction +@keyspace +eval -@dangerous +info"
+    "+@connection +@stream +@sortedset +@transaction +@keyspace +eval +time -@dangerous +info"
 )
 """What the user of esper needs in Redis's access list, as `ACL SETUSER` is told."""
 
@@ -103,7 +103,7 @@ def _streams(section: RedisConfig, client: Any, redis: Any, prefix: str) -> Iter
             ((_, messages),) = client.xreadgroup(group, "check", {key: ">"}, count=1)
             client.xack(key, group, messages[0][0])
             client.xautoclaim(key, group, "check", min_idle_time=0)
-            client.eval("return redis.call('EXPIRE', KEYS[1], 60)", 1, key)
+            client.eval("redis.call('TIME'); return redis.call('EXPIRE', KEYS[1], 60)", 1, key)
             client.zadd(f"{key}:runs", {"x": 1})
         finally:
             client.delete(key, f"{key}:runs")
