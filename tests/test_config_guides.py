@@ -222,7 +222,8 @@ def test_a_port_that_is_taken_is_warned_of(tmp_path):
 
 
 def test_a_package_that_a_run_needs_names_its_extra(monkeypatch, tmp_path):
-    for package in ("mlxtend", "tensorboard", "prometheus_client", "opentelemetry", "sqlalchemy"):
+    otel = "opentelemetry.exporter.otlp.proto.http"  # whole: another test may have imported it
+    for package in ("mlxtend", "tensorboard", "prometheus_client", otel, "sqlalchemy"):
         monkeypatch.setitem(sys.modules, package, None)
     nissa = {"tensorboard": True, "prometheus_port": 0, "otel_endpoint": "http://localhost:4318"}
     components = {"urza": {}, "nissa": {"config": nissa}}
