@@ -18,6 +18,7 @@ from alembic.script import ScriptDirectory
 from library.contract import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact
+from library.tampering import *  # noqa: F403
 
 from esper.configs import EsperConfig
 from esper.errors import ArtifactError, LibraryError, MissingExtraError

@@ -5,8 +5,10 @@ import itertools
 import psycopg
 import pytest
 from library.contract import *  # noqa: F403
+from library.fixtures import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact
+from library.tampering import *  # noqa: F403
 
 from esper.configs import DatabaseConfig, EsperConfig
 from esper.errors import LibraryError
@@ -34,24 +36,6 @@ def config(tmp_path, postgres_server, s3_server):
     (s3_server.data / name).mkdir()
     storage = {**s3_server.section, "bucket_name": name}
     return configured(tmp_path, {**postgres_server.section, "database": name}, storage)
-
-
-@pytest.fixture
-def opened(config):
-    libraries = []
-
-    def again():
-        libraries.append(open_library(config))
-        return libraries[-1]
-
-    yield again
-    for library in libraries:
-        library.close()
-
-
-@pytest.fixture
-def library(opened):
-    return opened()
 
 
 def test_wrong_credentials_are_one_message_without_them(tmp_path, postgres_server, s3_server):
