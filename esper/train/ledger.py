@@ -10,21 +10,11 @@ import numpy as np
 
 from esper.errors import ArgumentError
 from esper.jax_backend.model import MorphableModel
+from esper.phases import PHASES
 from esper.train.step_cost import Place, StepCost
 
 KernelName = tuple[str, int, int]
 """A layer's name, which of its seeds, and the kernel's id: a seed holds one kernel after the other."""
-
-PHASES = {
-    "train": "host, and kernels that are blended in",
-    "isolation": "kernels that are TRAINING",
-    "evaluation": "losses and metrics on held-out data",
-    "measurement": "gains, scores and statistics for decisions",
-    "decision": "the policy, and waiting for a controller's answer",
-    "compile": "XLA compiles",
-    "rollback": "training that was thrown away",
-}
-"""What work is for; every operation and second is in one of these."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from esper.lifecycle import SeedLifecycleState
 from esper.report import timeline
 from esper.report.facts import facts
 from esper.report.read import Event, RunData, gone_on
-from esper.train.ledger import PHASES
 
 START = record(0, "start", steps=100, every=10, blend_steps=10, schedule="linear")
 
@@ -184,11 +183,9 @@ def test_the_curves_and_scores_of_a_run():
     assert timeline.curve(found, "nothing").points == ()
 
 
-def test_the_report_knows_every_state_and_phase():
+def test_the_report_knows_every_state():
     from esper.drawing.states import EVENTS, STATES
-    from esper.report.sections.books import PHASES as SHOWN
 
     assert set(STATES) == {state.name for state in SeedLifecycleState}
     assert set(timeline.STATES.values()) <= set(STATES) and set(EVENTS.values()) <= set(STATES)
-    assert SHOWN == PHASES
     assert math.isnan(Event(0, "evaluate").number("nothing"))

@@ -8,20 +8,10 @@ from typing import Any
 from esper.drawing.amounts import counted, measured, percent, whole
 from esper.drawing.bar import Share, bar
 from esper.drawing.markup import Markup, tag
+from esper.phases import PHASES
 from esper.report.bounds import KERNELS, TABLE_ROWS, cut
 from esper.report.elements import Column, Place, drawn, folded, section, table
 from esper.report.read import RunData
-
-PHASES = {
-    "train": "host, and kernels that are blended in",
-    "isolation": "kernels that are TRAINING",
-    "evaluation": "losses and metrics on held-out data",
-    "measurement": "gains, scores and statistics for decisions",
-    "decision": "the policy, and waiting for a controller's answer",
-    "compile": "XLA compiles",
-    "rollback": "training that was thrown away",
-}
-"""What the phases of `esper.train.ledger` are, which this floor cannot import; a test holds the two together."""
 
 
 def ledger(run: RunData, place: Place) -> Markup:
