@@ -1,7 +1,8 @@
 """The bus: numbers the events of a run and hands them to its sinks, never waiting for any of them.
 
-Whoever publishes only leaves the record in a queue. One thread makes events of them, once for all sinks, and hands them
-to the sinks' lanes, each of which has a queue and a thread of its own.
+Whoever publishes leaves a line in a queue, which takes microseconds. One thread hands what gathers there to the sinks'
+lanes, each of which has a queue and a thread of its own; what takes longer, events for sinks that want them and records
+that have to be validated, it does once for all of them.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from numbers import Integral
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeGuard
 
 from esper.errors import ArgumentError
-from esper.telemetry.convert import Recorded, event_of
+from esper.telemetry.convert import Recorded, event_of, proper, proper_event, proper_line, stamped
+from esper.telemetry.events import Event
 from esper.telemetry.lane import Counts, Lane
-from esper.telemetry.sinks.base import Sink
+from esper.telemetry.sinks.base import LineSink, Sink
 
 _LOG = logging.getLogger("esper.telemetry")
 
@@ -46,6 +50,24 @@ class _Own:
     programs: tuple[str, ...] = ()
     compile_seconds: float = 0.0
     waited: float = 0.0
+
+
+class _Proper(NamedTuple):
+    """A record that needs no validation."""
+
+    stamp: dict[str, Any]
+    fields: dict[str, Any]
+    line: bytes
+
+
+class _Other(NamedTuple):
+    """A record that does."""
+
+    record: Recorded
+    figures: Any
+    sequence: int
+    seconds: float
+    place: tuple[int, str]
 
 
 class Bus:
@@ -83,13 +105,14 @@ class Bus:
         last = max(lasts, key=lambda event: (event.part, event.sequence), default=None)
         self.run_id = run_id or (last.run_id if last and last.run_id else new_run_id())
         self._sequence, self._part = (last.sequence + 1, last.part + 1) if last else (0, 0)
-        self._step, self._run = (last.step, last.run) if last else (0, "growth")
+        self._place = (last.step, last.run) if last else (0, "growth")
         self._bound, self._timeout, self._pid = max(bound, BOUND), timeout, os.getpid()
-        self._inbox: deque[tuple[Recorded, Any, int, float]] = deque()
+        self._inbox: deque[bytes | _Proper | _Other] = deque()
         self._lost = 0
         self._lock, self._arrived, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._closed, self._summary = False, dict[str, Counts]()
-        self._lanes = [Lane(sink, bound, self.tell) for sink in sinks]
+        self._lanes = [Lane(sink, self._writer(sink), bound, self.tell) for sink in sinks]
+        self._lines_only = all(_takes_lines(sink) for sink in sinks)
         self._thread = threading.Thread(target=self._work, name="esper-telemetry", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -98,16 +121,13 @@ class Bus:
         """Tells the sinks that something happened; after `close`, and in a forked child, nobody."""
         if self._closed or os.getpid() != self._pid:
             return
-        step, run = record.step, record.run
-        figures = getattr(record, "figures", None)
-        if isinstance(figures, dict):  # whose owner may go on writing into it
-            figures = dict(figures)
+        fields = proper(record)
         with self._lock:
             if len(self._inbox) >= self._bound:
                 self._inbox.popleft()
                 self._lost += 1
-            self._inbox.append((record, figures, self._sequence, time.time()))
-            self._sequence, self._step, self._run = self._sequence + 1, step, run
+            self._inbox.append(self._left(record, fields, time.time()))
+            self._sequence += 1
         if not self._arrived.is_set():
             self._arrived.set()
 
@@ -117,7 +137,8 @@ class Bus:
 
     def tell(self, event: str, reason: str, figures: Mapping[str, Any] | None = None) -> None:
         """Publishes an event without a record, at the step of the last one."""
-        self.publish(_Own(self._step, event, reason, dict(figures or {}), self._run))
+        step, run = self._place
+        self.publish(_Own(step, event, reason, dict(figures or {}), run))
 
     def counts(self) -> dict[str, Counts]:
         """What became of the events so far, by sink."""
@@ -169,19 +190,51 @@ class Bus:
             self._arrived.clear()
             self._dispatch()
 
+    def _left(self, record: Recorded, fields: dict[str, Any] | None, seconds: float) -> bytes | _Proper | _Other:
+        """What is left in the queue for the thread; nothing whose owner may go on writing into it.
+
+        Lines alone, where they will do, are nothing to Python's garbage collector, whose passes over what is held for a
+        while keep all threads waiting.
+        """
+        if fields is not None:
+            stamp = stamped(self.run_id, self._sequence, self._part, seconds)
+            try:
+                line = proper_line(stamp, fields)
+            except ValueError:
+                pass  # it has text that is no Unicode
+            else:
+                self._place = fields["step"], fields["run"]
+                return line if self._lines_only else _Proper(stamp, {**fields, "figures": {**fields["figures"]}}, line)
+        step, run, figures = (getattr(record, name, None) for name in ("step", "run", "figures"))
+        if isinstance(step, Integral) and int(step) >= 0 and isinstance(run, str):
+            self._place = int(step), run
+        figures = dict(figures) if isinstance(figures, dict) else figures
+        return _Other(record, figures, self._sequence, seconds, self._place)
+
     def _dispatch(self) -> None:
-        """Makes events of what was published, and gives them to the lanes."""
+        """Makes lines and events of what was published, and gives them to the lanes."""
         with self._lock:
             taken, self._inbox = self._inbox, deque()
             lost, self._lost = self._lost, 0
-        events = [
-            event_of(record, figures=figures, run_id=self.run_id, sequence=sequence, seconds=seconds, part=self._part)
-            for record, figures, sequence, seconds in taken
-        ]
+        made = [self._made(each) for each in taken]
         for lane in self._lanes:
             if lost:
                 lane.lost(lost)
-            lane.put(events)
+            at = 0 if _takes_lines(lane.sink) else 1
+            lane.put([each[at] for each in made])
+
+    def _made(self, left: bytes | _Proper | _Other) -> tuple[bytes, Event | None]:
+        """Its line and, if a sink wants any, its event."""
+        if isinstance(left, bytes):
+            return left, None
+        if isinstance(left, _Proper):
+            return left.line, proper_event(left.stamp, left.fields)
+        stamp = {"run_id": self.run_id, "sequence": left.sequence, "part": self._part, "seconds": left.seconds}
+        event = event_of(left.record, figures=left.figures, place=left.place, **stamp)
+        return event.line, event
+
+    def _writer(self, sink: Sink) -> Callable[[list[Any]], None]:
+        return partial(sink.write_lines, self.run_id) if _takes_lines(sink) else sink.write
 
     def __enter__(self) -> Self:
         return self
@@ -192,6 +245,11 @@ class Bus:
         if kind is not None:
             self.tell("failed", f"the run ended by {kind.__name__}")
         self.close()
+
+
+def _takes_lines(sink: Sink) -> TypeGuard[LineSink]:
+    """Whether lines will do; not for a class derived from such a one that looks at the events."""
+    return isinstance(sink, LineSink) and type(sink).write is LineSink.write
 
 
 def new_run_id() -> str:

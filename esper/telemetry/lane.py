@@ -8,10 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from esper.configs.redaction import redacted
-from esper.telemetry.events import Event
 from esper.telemetry.sinks.base import Sink
 
 _LOG = logging.getLogger("esper.telemetry")
@@ -45,13 +44,14 @@ class Lane:
 
     Args:
         sink: Where events go.
+        write: Writes there what is put here.
         bound: How many may wait; then the oldest gives way, since the end of a run says more than its middle.
         tell: Publishes an event about the sink.
     """
 
-    def __init__(self, sink: Sink, bound: int, tell: Tell) -> None:
-        self.sink, self._bound, self._tell = sink, bound, tell
-        self._queue: deque[Event] = deque()
+    def __init__(self, sink: Sink, write: Callable[[list[Any]], None], bound: int, tell: Tell) -> None:
+        self.sink, self._write, self._bound, self._tell = sink, write, bound, tell
+        self._queue: deque[Any] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._deadline = float("inf")
@@ -62,7 +62,7 @@ class Lane:
         self._thread = threading.Thread(target=self._work, name=f"esper-telemetry-{sink.name}", daemon=True)
         self._thread.start()
 
-    def put(self, events: Sequence[Event]) -> None:
+    def put(self, events: Sequence[Any]) -> None:
         """Adds events; never waits for the sink."""
         with self._changed:
             self._queue.extend(events)
@@ -127,7 +127,7 @@ class Lane:
         except Exception as error:
             _LOG.warning("telemetry to %s did not close well: %s", self.sink.name, _said(error))
 
-    def _take(self) -> list[Event]:
+    def _take(self) -> list[Any]:
         """The next events, waiting for them; none: there will be none."""
         with self._changed:
             while not self._queue:
@@ -138,11 +138,11 @@ class Lane:
             self._busy = len(batch)
         return batch
 
-    def _deliver(self, batch: list[Event]) -> None:
+    def _deliver(self, batch: list[Any]) -> None:
         pause, tries = _FIRST, 0
         while True:
             try:
-                self.sink.write(batch)
+                self._write(batch)
             except Exception as error:
                 tries += 1
                 self._failed(error)
@@ -158,12 +158,12 @@ class Lane:
                 self._done(len(batch), written=True)
                 return
 
-    def _deliver_apart(self, batch: list[Event]) -> None:
+    def _deliver_apart(self, batch: list[Any]) -> None:
         """Delivers events one by one, since one of them may be why none was taken; gives up those that are not."""
         refused, why = 0, ""
         for event in batch:
             try:
-                self.sink.write([event])
+                self._write([event])
             except OSError:
                 self._deliver([event])  # it is the place that fails now
             except Exception as error:

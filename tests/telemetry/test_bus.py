@@ -1,9 +1,11 @@
 """The bus: nobody waits for a sink, what is lost is counted and said, and one that comes back is used again."""
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -148,12 +150,84 @@ def test_a_run_that_fails_says_so():
     ]
 
 
-def test_a_record_that_is_none_does_not_stop_the_others():
+@pytest.mark.parametrize(
+    ("what", "place"),
+    [
+        (evaluation(-1), (3, "control")),
+        (Record("x", "hold"), (3, "control")),
+        (7, (3, "control")),
+        (None, (3, "control")),
+        (Record(5, "germinate"), (5, "growth")),
+    ],
+    ids=str,
+)
+def test_a_record_that_is_none_does_not_stop_the_others(what, place, tmp_path):
     sink = Collecting()
-    with Bus(sink) as bus:
-        bus.publish(evaluation(-1))
-        bus.publish(evaluation(1))
-    assert [event.event for event in sink.events] == ["malformed", "evaluate"]
+    with Bus(sink, Jsonl(tmp_path / "history.jsonl")) as bus:
+        bus.publish(replace(evaluation(3), run="control"))
+        bus.publish(what)
+        bus.publish(evaluation(4))
+    # A notice stands where its record says, or else where the run was.
+    assert [(event.event, event.step, event.run) for event in sink.events] == [
+        ("evaluate", 3, "control"),
+        ("malformed", *place),
+        ("evaluate", 4, "growth"),
+    ]
+    assert sink.events == read(tmp_path)
+
+
+@dataclass
+class Slow:
+    """A record whose figure takes its time to be known, as those of a device do."""
+
+    step: int = 1
+    event: str = "hold"
+    reason: str = ""
+    layer: str | None = None
+    seed: int | None = None
+    compiles: int = 0
+    programs: tuple[str, ...] = ()
+    compile_seconds: float = 0.0
+    waited: float = 0.0
+    run: str = "growth"
+    figures: dict = field(default_factory=dict)
+
+
+def test_publishing_does_not_wait_for_a_figure(tmp_path):
+    known = threading.Event()
+
+    class Figure:
+        ndim = 0
+
+        def item(self):
+            assert known.wait(30)
+            return 2.5
+
+    with Bus(Jsonl(tmp_path / "history.jsonl")) as bus:
+        bus.publish(Slow(figures={"loss": Figure()}))
+        known.set()
+    assert read(tmp_path)[0].figures == {"loss": 2.5}
+
+
+def test_a_sink_of_lines_that_was_derived_from_to_look_at_events_gets_these(tmp_path):
+    class Late(Jsonl):
+        def write(self, events):
+            super().write([event for event in events if event.step > 1])
+
+    with Bus(Late(tmp_path / "history.jsonl")) as bus:
+        publish(bus, range(4))
+    assert [event.step for event in read(tmp_path)] == [2, 3]
+
+
+def test_for_sinks_of_lines_nothing_is_kept_that_garbage_collection_looks_at(tmp_path):
+    with Bus(Jsonl(tmp_path / "history.jsonl")) as lines, Bus(Collecting()) as events:
+        for bus in (lines, events):
+            bus._closing.set()  # so that nobody empties the queue
+            bus._arrived.set()
+            bus._thread.join()
+            publish(bus, range(50))
+        assert not any(map(gc.is_tracked, lines._inbox)) and all(map(gc.is_tracked, events._inbox))
+    assert len(read(tmp_path)) == 50
 
 
 def test_a_subscriber_that_fails_in_the_middle_is_not_told_twice():

@@ -5,7 +5,7 @@ import math
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from esper.errors import EventError
 from esper.lifecycle import SeedLifecycleState
 from esper.telemetry import event_of, json_schema, parse
+from esper.telemetry.convert import proper, proper_event, proper_line, stamped
 from esper.telemetry.events import KINDS, Notice, Other, Seed
 from esper.train.history import Record
 from telemetry.samples import ODD, record
@@ -50,6 +51,29 @@ def test_random_events_are_themselves_after_json():
         assert {name: repr(value) for name, value in back.figures.items()} == {
             name: repr(value) for name, value in figures.items()
         }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_needs_no_validation_is_what_validation_makes(kind):
+    told = replace(record(kind), figures={"a": math.nan, ODD: "x", "c": True, "d": 2, "e": -math.inf}, reason=ODD)
+    fields, stamp = proper(told), stamped("r", 4, 0, STAMP["seconds"])
+    assert proper_line(stamp, fields) == of(told).line
+    event = proper_event(stamp, fields)
+    assert type(event) is KINDS[kind] and event.line == of(told).line and repr(event) == repr(of(told))
+    assert type(event.time) is type(of(told).time) and event.time == of(told).time
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"step": np.int64(3)}, {"step": True}, {"step": -1}, {"event": "a_kind_of_tomorrow"}, {"event": ["x"]},
+        {"layer": None}, {"seed": None}, {"seed": 1.0}, {"figures": {"a": np.float64(1)}}, {"figures": {"a": (1, 2)}},
+        {"figures": {1: 2}}, {"figures": None}, {"programs": (1,)}, {"programs": ["f"]}, {"waited": 0}, {"run": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_of_the_very_types_is_validated(changed):
+    assert proper(record("germinate")) is not None and proper(replace(record("germinate"), **changed)) is None
 
 
 def test_every_state_a_seed_can_reach_is_a_seeds_event():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import groupby
 
 from esper.telemetry.events import Event
 
@@ -34,3 +35,16 @@ class Sink(ABC):
 
     def close(self) -> None:  # noqa: B027  most have nothing to close
         """Closes what is open; called once, after the last `write`."""
+
+
+class LineSink(Sink):
+    """A place that takes events as lines of JSON: for it, a bus makes nothing else of a record."""
+
+    @abstractmethod
+    def write_lines(self, run_id: str, lines: Sequence[bytes]) -> None:
+        """Writes lines of events of a run, their ends included; as `write` does it, and with the same errors."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Writes the events' lines."""
+        for run_id, some in groupby(events, lambda event: event.run_id):
+            self.write_lines(run_id, [event.line for event in some])

@@ -9,13 +9,13 @@ from pathlib import Path
 from esper.errors import EventError
 from esper.telemetry.convert import parse
 from esper.telemetry.events import Event
-from esper.telemetry.sinks.base import Sink
+from esper.telemetry.sinks.base import LineSink
 from esper.telemetry.sinks.files import Appended
 
 _CHUNK = 1 << 16
 
 
-class Jsonl(Sink):
+class Jsonl(LineSink):
     """One event a line, appended whole: a reader sees complete lines, and at most one that is being written.
 
     Lines are handed to the operating system as they come, so a process that is killed loses what had not come here yet,
@@ -41,9 +41,9 @@ class Jsonl(Sink):
         self.last = last_event(self.path) if resume else None
         self._file = Appended(self.path, replace=not resume, begin=_cut_torn_line)
 
-    def write(self, events: Sequence[Event]) -> None:
-        """Appends the events' lines, all or none."""
-        self._file.append(b"".join(event.line for event in events), sync=self._fsync)
+    def write_lines(self, run_id: str, lines: Sequence[bytes]) -> None:
+        """Appends them, all or none."""
+        self._file.append(b"".join(lines), sync=self._fsync)
 
     def close(self) -> None:
         """Forces what was written to the disk."""
