@@ -7,7 +7,6 @@ whole, and a write that was interrupted leaves nothing but an object that nobody
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -40,8 +39,6 @@ if TYPE_CHECKING:  # an extra; `open_library` says so where it is missing
     from esper.jax_backend.model import MorphableModel
     from esper.library.blobs import Blobs
     from esper.library.catalogue import Catalogue
-
-_LOG = logging.getLogger("esper.library")
 
 GRACE = timedelta(days=7)
 """How long `gc` leaves alone what it could remove."""
@@ -168,17 +165,30 @@ class Library:
             ArtifactError: There is none, or there are several that begin so.
             LibraryError, ArgumentError: As `put`.
         """
+        from esper.library import rows
+
         told = Origin(run=run, data=data, gain=measured(gain))
         if not is_positive(told.gain):
             raise ArgumentError(f"a gain of {told.gain} proves nothing: a kernel is validated by one above 0")
-        return self._change(digest, {"lifecycle": "validated", "reason": "", "retired": None}, told)
+        name = self.digest(digest).removeprefix("sha256:")
+        with self._catalogue.writing() as connection:
+            row = rows.held(connection, name, lock=True)
+            rows.check_seal(row, rows.tags_of(connection, [name]).get(name, ()))
+            rows.update(connection, name, {"lifecycle": "validated", "reason": "", "retired": None})
+            rows.tell(self._catalogue, connection, name, [told])
+            rows.seal(connection, name)
+        return self.entry(name)
 
-    def retire(self, digest: str, reason: str) -> Entry:
+    def retire(self, digest: str, reason: str) -> Entry | None:
         """Takes a kernel out of what is found; `gc` removes it after its grace period, until then it can be got.
 
         Args:
             digest: Its digest, or the beginning of it.
             reason: Why.
+
+        Returns:
+            Its entry; None: that was changed by other means than the library's. The kernel is retired, its entry is
+            believed as little as before, and who puts it in again makes it anew.
 
         Raises:
             ArtifactError: There is none, or there are several that begin so.
@@ -187,20 +197,15 @@ class Library:
         """
         if not isinstance(reason, str):
             raise ArgumentError(f"a kernel is retired for a reason in words, not {reason!r:.80}")
-        return self._change(digest, {"lifecycle": "retired", "reason": reason, "retired": entries.now()}, None)
-
-    def _change(self, digest: str, changes: Mapping[str, Any], told: Origin | None) -> Entry:
         from esper.library import rows
 
         name = self.digest(digest).removeprefix("sha256:")
         with self._catalogue.writing() as connection:
-            row = rows.held(connection, name, lock=True)
-            rows.check_seal(row, rows.tags_of(connection, [name]).get(name, ()))
-            rows.update(connection, name, changes)
-            if told:
-                rows.tell(self._catalogue, connection, name, [told])
-            rows.seal(connection, name)
-        return self.entry(digest)
+            sound = rows.is_sealed(connection, rows.held(connection, name, lock=True))
+            rows.update(connection, name, {"lifecycle": "retired", "reason": reason, "retired": entries.now()})
+            if sound:
+                rows.seal(connection, name)
+        return self.entry(name) if sound else None
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -325,9 +330,12 @@ class Library:
 
         What is in the catalogue and was not written by a library is left out; the log says so, and `verify` does.
         """
+        from esper.library.finding import found
+        from esper.library.queries import Wanted
+
         equal = {"kind": kind, "blueprint": blueprint, "dtype": dtype, "blend": blend, "placement": placement}
-        return self._find(
-            equal=equal,
+        wanted = Wanted(
+            equal,
             geometry=attributes,
             tag=tag,
             run=run,
@@ -337,6 +345,7 @@ class Library:
             order_by=order_by,
             limit=limit,
         )
+        return found(self._catalogue, wanted)
 
     def find_for(
         self,
@@ -361,6 +370,8 @@ class Library:
             LibraryError: The library cannot be read.
         """
         from esper.jax_backend.flax_kernels import FLAX
+        from esper.library.finding import found
+        from esper.library.queries import Wanted
         from esper.library.rows import fits
 
         source, sites = model.structure.source, {site.name: site for site in model.structure.sites}
@@ -368,32 +379,16 @@ class Library:
             raise UnknownLayerError(layer, sites)
         site = sites[layer]
         known = dict.fromkeys([*source.blueprints(site.kind), *FLAX.names_for(site.kind)])
-        return self._find(
-            equal={"fits": fits(site.kind, dict(site.attributes), site.dtype)},
-            geometry=None,
-            tag=None,
-            run=None,
+        wanted = Wanted(
+            {},
+            fits=fits(site.kind, dict(site.attributes), site.dtype),
             lifecycle=lifecycle,
             min_gain=min_gain,
-            max_parameters=None,
-            order_by="gain",
             limit=limit,
             recipes=tuple(known),
             carried=source.learns,
         )
-
-    def _find(self, **wanted: Any) -> list[Entry]:
-        from esper.library import rows
-        from esper.library.queries import FEW, finding, some_of
-
-        most, few = wanted["max_parameters"], False
-        with self._catalogue.reading() as connection:
-            if most is not None:
-                few = connection.execute(some_of(most)).scalar_one() <= FEW
-            query = finding(**wanted, few=few)
-            found = [dict(row) for row in connection.execute(query).mappings()]
-            tagged = rows.tags_of(connection, [row["digest"] for row in found]) if found else {}
-        return list(_sound(found, tagged))
+        return found(self._catalogue, wanted)
 
     def digests(self) -> Iterator[str]:
         """Every digest but those of retired kernels, page after page; raises as `find`."""
@@ -465,17 +460,6 @@ class Library:
 
     def __repr__(self) -> str:
         return f"Library({self.place})"
-
-
-def _sound(found: Iterable[Mapping[str, Any]], tagged: Mapping[str, Sequence[str]]) -> Iterator[Entry]:
-    """The entries of those rows that the library wrote; of the others a warning is logged."""
-    from esper.library.rows import entry
-
-    for row in found:
-        try:
-            yield entry(row, tagged.get(row["digest"], ()))
-        except ArtifactError as error:
-            _LOG.warning("not found, though it is there: %s", error)
 
 
 def _nothing() -> None:

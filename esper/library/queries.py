@@ -1,15 +1,24 @@
-"""What is looked for in a catalogue, as statements that its indices serve."""
+"""What is looked for in a catalogue, as statements that its indices serve whatever is combined in them.
+
+No statistics tell a database which conditions go together, so what it does is decided here: if few kernels are of one
+thing that is asked for, these are looked up; else all are gone through in the order that is asked for, in an index that
+has what decides beside it, until there are enough. SQLite is told so by `Unserved`; a server may know better.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from esper.errors import ArgumentError
 from esper.library.entries import canonical, checked_lifecycle, checked_tags
-from esper.library.schema import attributes, kernels, origins, tags
+from esper.library.labels import Label, bits
+from esper.library.schema import NAMED, attributes, kernels, origins, tags
 
 ORDERS: dict[str, tuple[Any, bool]] = {
     "gain": (kernels.c.rank, True),
@@ -23,91 +32,152 @@ FEW = 1_000
 """Rows that are looked up one by one rather than met on the way through an order."""
 
 _MOST = 10_000
-_EQUAL = ("kind", "blueprint", "dtype", "blend", "placement", "fits")
+_EQUAL = ("kind", "blueprint", "dtype", "blend", "placement")
+_OWN = kernels.alias("own")
 
 
-def finding(
-    *,
-    equal: Mapping[str, str | None],
-    geometry: Mapping[str, Any] | None,
-    tag: str | None,
-    lifecycle: str | None,
-    run: str | None,
-    min_gain: float | None,
-    max_parameters: int | None,
-    order_by: str,
-    limit: int,
-    few: bool = False,
-    recipes: Sequence[str] | None = None,
-    carried: bool = False,
-) -> sa.Select[Any]:
-    """The statement that `Library.find` asks.
+@dataclass(frozen=True)
+class Wanted:
+    """What `Library.find` is asked for; None: whatever it is.
 
-    `few`: whether `max_parameters` leaves so few that they are looked up, instead of being met on the way.
-    `recipes`: the blueprints that do; None: all do. `carried`: whether those do too that come with Programs.
+    Attributes:
+        equal: Columns, and what they are.
+        fits: Names the layers that it fits.
+        geometry: Some of the layer's attributes.
+        tag: One of its tags.
+        run: One of the runs that it came from.
+        lifecycle: Its stage; None: any but "retired".
+        min_gain: The least gain.
+        max_parameters: The most parameters.
+        recipes: The blueprints that do.
+        carried: Whether those do too that come with Programs.
+        order_by: One of `ORDERS`.
+        limit: How many at most.
 
     Raises:
-        ArgumentError: No such order or stage, or a limit out of its range.
+        ArgumentError: No such order, stage or tag, or a limit out of its range.
     """
-    if order_by not in ORDERS:
-        raise ArgumentError(f"entries are ordered by {', '.join(ORDERS)}, not by {order_by!r:.80}")
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MOST:
-        raise ArgumentError(f"limit is a whole number from 1 to {_MOST}, not {limit!r:.80}")
-    stage = kernels.c.lifecycle
-    conditions = [
-        *(kernels.c[name] == equal[name] for name in _EQUAL if equal.get(name) is not None),
-        stage != "retired" if lifecycle is None else stage == checked_lifecycle(lifecycle),
-    ]
-    if recipes is not None:
-        known = kernels.c.blueprint.in_(recipes)
-        conditions.append(sa.or_(known, kernels.c.carried) if carried else known)
-    if run is not None:
-        conditions.append(kernels.c.digest.in_(sa.select(origins.c.digest).where(origins.c.run == run)))
-    if min_gain is not None:
-        conditions.append(kernels.c.rank >= float(min_gain))
-    if max_parameters is not None:
-        own = kernels.c.digest.in_(_small(max_parameters)) if few else kernels.c.parameters <= max_parameters
-        conditions.append(own)
-    return _ordered(order_by, _named(geometry, tag)).where(*conditions).limit(limit)
+
+    equal: Mapping[str, str | None]
+    fits: str | None = None
+    geometry: Mapping[str, Any] | None = None
+    tag: str | None = None
+    run: str | None = None
+    lifecycle: str | None = None
+    min_gain: float | None = None
+    max_parameters: int | None = None
+    recipes: Sequence[str] | None = None
+    carried: bool = False
+    order_by: str = "gain"
+    limit: int = 100
+
+    def __post_init__(self) -> None:
+        if self.order_by not in ORDERS:
+            raise ArgumentError(f"entries are ordered by {', '.join(ORDERS)}, not by {self.order_by!r:.80}")
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= _MOST:
+            raise ArgumentError(f"limit is a whole number from 1 to {_MOST}, not {self.limit!r:.80}")
+        if self.lifecycle is not None:
+            checked_lifecycle(self.lifecycle)
+        if self.tag is not None:
+            checked_tags([self.tag])
+
+    @property
+    def labels(self) -> dict[Label, sa.Select[Any]]:
+        """What is asked for of what no column of its own says, and the digests of those that have it."""
+        found: dict[Label, sa.Select[Any]] = {}
+        if self.fits is not None:
+            found["fits", self.fits] = sa.select(_OWN.c.digest).where(_OWN.c.fits == self.fits)
+        if self.tag is not None:
+            found["tag", self.tag] = sa.select(tags.c.digest).where(tags.c.tag == self.tag)
+        if self.run is not None:
+            found["run", self.run] = sa.select(origins.c.digest).where(origins.c.run == self.run)
+        for name, value in (self.geometry or {}).items():
+            text = canonical(value)
+            query = sa.select(attributes.c.digest).where(attributes.c.name == name, attributes.c.value == text)
+            found["attribute", name, text] = query
+        return found
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns that are to equal something."""
+        named = {name: self.equal[name] for name in _EQUAL if self.equal.get(name) is not None}
+        return named | ({} if self.lifecycle is None else {"lifecycle": self.lifecycle})
 
 
-def _named(geometry: Mapping[str, Any] | None, tag: str | None) -> list[tuple[Any, list[sa.ColumnElement[bool]]]]:
-    """Tables that have rows for kernels of that tag and geometry, each under a name of its own, and which rows."""
-    found: list[tuple[Any, list[sa.ColumnElement[bool]]]] = []
-    if tag is not None:
-        found.append((tags, [tags.c.tag == checked_tags([tag])[0]]))
-    for number, (name, value) in enumerate((geometry or {}).items()):
-        table = attributes.alias(f"attribute{number}")
-        found.append((table, [table.c.name == name, table.c.value == canonical(value)]))
-    return found
+class Unserved(FunctionElement[Any]):
+    """A column that SQLite takes no index for, a server may: https://sqlite.org/optoverview.html on the unary "+"."""
+
+    inherit_cache = True
+
+    def __init__(self, column: sa.ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
 
 
-def _ordered(order_by: str, named: list[tuple[Any, list[sa.ColumnElement[bool]]]]) -> sa.Select[Any]:
-    """The kernels that all of these have rows for, in order.
+@compiles(Unserved)
+def _as_it_is(element: Any, compiler: Any, **more: Any) -> str:
+    return compiler.process(element.clauses, **more)
 
-    By gain they are gone through in the order of the first table's own index, so that a name which many kernels have
-    is as quick as one that few have.
+
+@compiles(Unserved, "sqlite")
+def _with_a_plus(element: Any, compiler: Any, **more: Any) -> str:
+    return f"+{compiler.process(element.clauses, **more)}"
+
+
+def lists(wanted: Wanted) -> list[sa.Select[Any]]:
+    """For each thing that is asked for and has an index of its own: the digests of the kernels that are of it."""
+    found = [_OWN.c[name] == value for name, value in wanted.columns.items() if name in NAMED]
+    if wanted.min_gain is not None:
+        found.append(_OWN.c.rank >= float(wanted.min_gain))
+    if wanted.max_parameters is not None:
+        found.append(_OWN.c.parameters <= wanted.max_parameters)
+    return [*wanted.labels.values(), *(sa.select(_OWN.c.digest).where(condition) for condition in found)]
+
+
+def counting(several: Sequence[sa.Select[Any]]) -> sa.Select[*tuple[Any, ...]]:
+    """How long lists are, each counted up to one more than are few."""
+    counts = (sa.select(sa.func.count()).select_from(one.limit(FEW + 1).subquery()) for one in several)
+    return sa.select(*(count.scalar_subquery() for count in counts))
+
+
+def finding(wanted: Wanted, few: sa.Select[Any] | None) -> sa.Select[Any]:
+    """The digests of the kernels of which all is so, in order.
+
+    Args:
+        wanted: What is asked for.
+        few: A short list that they are in; None: there is none, they are met in the order's own index.
     """
-    column, descending = ORDERS[order_by]
-    query, key = sa.select(kernels), kernels.c.digest
-    if named and order_by == "gain":
-        (table, conditions), *named = named
-        query = query.join(table, table.c.digest == kernels.c.digest).where(*conditions)
-        column, key = table.c.rank, table.c.digest
-    for table, conditions in named:
-        query = query.where(sa.exists().where(table.c.digest == kernels.c.digest, *conditions))
-    return query.order_by(*((column.desc(), key.desc()) if descending else (column, key)))
+    column, descending = ORDERS[wanted.order_by]
+    served = () if few is not None else (column.name, "digest")
+
+    def own(name: str) -> sa.ColumnElement[Any]:
+        return kernels.c[name] if name in served else Unserved(kernels.c[name])
+
+    conditions = [own(name) == value for name, value in wanted.columns.items()]
+    if wanted.lifecycle is None:
+        conditions.append(own("lifecycle") != "retired")
+    if wanted.recipes is not None:
+        known = own("blueprint").in_(wanted.recipes)
+        conditions.append(sa.or_(known, own("carried")) if wanted.carried else known)
+    if wanted.min_gain is not None:
+        conditions.append(own("rank") >= float(wanted.min_gain))
+    if wanted.max_parameters is not None:
+        conditions.append(own("parameters") <= wanted.max_parameters)
+    if wanted.labels:
+        mask = bits(wanted.labels)
+        conditions.append(own("labels").bitwise_and(mask) == mask)
+    if few is not None:
+        conditions.append(kernels.c.digest.in_(few))
+    conditions += (_has(one) for one in wanted.labels.values())
+    order = (own(column.name), own("digest"))
+    query = sa.select(kernels.c.digest).where(*conditions).limit(wanted.limit)
+    return query.order_by(*(one.desc() if descending else one for one in order))
 
 
-def _small(max_parameters: int) -> sa.Select[Any]:
-    own = kernels.alias("small")
-    return sa.select(own.c.digest).where(own.c.parameters <= max_parameters)
-
-
-def some_of(max_parameters: int) -> sa.Select[Any]:
-    """How many kernels are so small, counted up to one more than are few."""
-    counted = _small(max_parameters).limit(FEW + 1).subquery()
-    return sa.select(sa.func.count()).select_from(counted)
+def _has(one: sa.Select[Any]) -> sa.ColumnElement[bool]:
+    """Whether a kernel is in a list, looked up for each that gets so far."""
+    (digest,) = one.selected_columns
+    return one.where(digest == kernels.c.digest).correlate(kernels).exists()
 
 
 def page(last: str, size: int = 1_000) -> sa.Select[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from esper.jax_backend.artifact import KernelArtifact
 from esper.library.catalogue import Catalogue
 from esper.library.content import parameters_of, programs_of, shapes_of
 from esper.library.entries import Entry, Measured, Origin, canonical, now, tuples
+from esper.library.labels import Label, bits
 from esper.library.schema import attributes, kernels, origins, tags
 from esper.persistence import MALFORMED
 
@@ -87,45 +88,38 @@ def write(
         **{"flops": None, "lifecycle": "candidate", "reason": "", "retired": None, "carried": False, "programs": ""},
         **{name: value for name, value in given.items() if value is not None},
         **stage,
-        **{"created": moment, "updated": moment, "checksum": ""},
+        **{"created": moment, "updated": moment, "labels": 0, "checksum": ""},  # `seal` knows these two
     }
     made = catalogue.insert_missing(kernels).values(**fresh).returning(kernels.c.digest)
-    if connection.execute(made).first() is not None:
-        _describe(catalogue, connection, content)
-    else:
+    if connection.execute(made).first() is None:
         before = held(connection, digest, lock=True)
-        if _is_sound(connection, before, content):
+        if is_sealed(connection, before) and all(before[name] == value for name, value in content.items()):
             update(connection, digest, _merged(before, given, damaged))
         else:
-            for table in (tags, attributes):
-                connection.execute(sa.delete(table).where(table.c.digest == digest))
+            connection.execute(sa.delete(tags).where(tags.c.digest == digest))
             update(connection, digest, fresh)
-            _describe(catalogue, connection, content)
+    _describe(connection, content)
     if tagged:
-        named = {"digest": digest, "rank": -math.inf}  # `seal` knows the rank
-        connection.execute(catalogue.insert_missing(tags), [{"tag": tag, **named} for tag in tagged])
+        named = [{"tag": tag, "digest": digest} for tag in tagged]
+        connection.execute(catalogue.insert_missing(tags), named)
     unsound = [id for id, origin in _origins(connection, digest) if origin is None]
     connection.execute(sa.delete(origins).where(origins.c.digest == digest, origins.c.id.in_(unsound)))
     tell(catalogue, connection, digest, told)
     return seal(connection, digest)
 
 
-def _describe(catalogue: Catalogue, connection: Connection, content: Row) -> None:
-    """Writes the attributes of a kernel's layer down, one by one."""
-    named = {"digest": content["digest"], "rank": -math.inf}  # `seal` knows the rank
-    geometry = json.loads(content["attributes"])
-    rows = [{"name": name, "value": canonical(value), **named} for name, value in geometry.items()]
+def _describe(connection: Connection, content: Row) -> None:
+    """Writes the attributes of a kernel's layer down, one by one, whatever is there of them."""
+    digest = content["digest"]
+    connection.execute(sa.delete(attributes).where(attributes.c.digest == digest))
+    rows = [{"digest": digest, "name": name, "value": value} for name, value in _geometry(content)]
     if rows:
-        connection.execute(catalogue.insert_missing(attributes), rows)
+        connection.execute(sa.insert(attributes), rows)
 
 
-def _is_sound(connection: Connection, row: Row, content: Row) -> bool:
-    """Whether a row is as the library wrote it, of this content."""
-    try:
-        check_seal(row, tags_of(connection, [row["digest"]]).get(row["digest"], ()))
-    except ArtifactError:
-        return False
-    return all(row[name] == value for name, value in content.items())
+def _geometry(row: Row) -> list[tuple[str, str]]:
+    """The attributes of a row's layer, as they are looked for."""
+    return [(name, canonical(value)) for name, value in json.loads(row["attributes"]).items()]
 
 
 def tell(catalogue: Catalogue, connection: Connection, digest: str, told: Iterable[Origin]) -> None:
@@ -211,28 +205,54 @@ def _origins(connection: Connection, digest: str) -> Iterator[tuple[str, Origin 
     """What was written of where a kernel came from, by its name; None: it is not what was told."""
     query = sa.select(origins).where(origins.c.digest == digest).order_by(origins.c.time, origins.c.id)
     for row in connection.execute(query).mappings():
-        try:
-            origin = Origin.from_dict({**json.loads(row["content"]), "time": row["time"]})
-            sound = row["time"] is not None and origin.id == row["id"] and origin.run == row["run"]
-        except MALFORMED:
-            sound, origin = False, Origin()
-        yield row["id"], origin if sound else None
+        yield row["id"], _origin(row)
+
+
+def _origin(row: Mapping[Any, Any]) -> Origin | None:
+    """What was told; None: it is not what is written there."""
+    try:
+        origin = Origin.from_dict({**json.loads(row["content"]), "time": row["time"]})
+        sound = row["time"] is not None and origin.id == row["id"] and origin.run == row["run"]
+    except MALFORMED:
+        return None
+    return origin if sound else None
+
+
+def of_run(connection: Connection, run: str, digests: Sequence[str]) -> set[str]:
+    """Those of some kernels that were told to come from a run."""
+    query = sa.select(origins).where(origins.c.run == run, origins.c.digest.in_(digests))
+    return {row["digest"] for row in connection.execute(query).mappings() if _origin(row) is not None}
 
 
 # ---- seals ------------------------------------------------------------------------------------------------------
 
 
 def seal(connection: Connection, digest: str) -> Row:
-    """Notes the SHA-256 of all that a row says, so that a change by anybody else shows; the row.
-
-    Tags and attributes have the row's rank from then on.
-    """
-    row = held(connection, digest)
-    value = _checksum(row, tags_of(connection, [digest]).get(digest, ()))
-    connection.execute(sa.update(kernels).where(kernels.c.digest == digest).values(checksum=value))
-    for table in (tags, attributes):
-        connection.execute(sa.update(table).where(table.c.digest == digest).values(rank=row["rank"]))
+    """Notes the SHA-256 of all that a row says, so that a change by anybody else shows; the row."""
+    row, tagged = held(connection, digest), tags_of(connection, [digest]).get(digest, ())
+    row = {**row, "labels": bits(_labels(connection, row, tagged))}
+    row["checksum"] = _checksum(row, tagged)
+    values = {name: row[name] for name in ("labels", "checksum")}
+    connection.execute(sa.update(kernels).where(kernels.c.digest == digest).values(**values))
     return row
+
+
+def _labels(connection: Connection, row: Row, tagged: Iterable[str]) -> Iterator[Label]:
+    """What a kernel is found by besides its columns."""
+    yield "fits", row["fits"]
+    yield from (("tag", tag) for tag in tagged)
+    yield from (("attribute", *one) for one in _geometry(row))
+    runs = sa.select(origins.c.run).where(origins.c.digest == row["digest"])
+    yield from (("run", run) for run in connection.execute(runs).scalars())
+
+
+def is_sealed(connection: Connection, row: Row) -> bool:
+    """Whether a row is as the library wrote it."""
+    try:
+        check_seal(row, tags_of(connection, [row["digest"]]).get(row["digest"], ()))
+    except ArtifactError:
+        return False
+    return True
 
 
 def check_seal(row: Row, tagged: Sequence[str]) -> None:
@@ -248,6 +268,40 @@ def check_seal(row: Row, tagged: Sequence[str]) -> None:
         sound = False
     if not sound:
         raise _changed(row["digest"], "its entry")
+
+
+def check_labels(connection: Connection, row: Row, tagged: Sequence[str]) -> None:
+    """Checks that a sealed row is found by what it says, and by nothing else.
+
+    Raises:
+        ArtifactError: It is not.
+    """
+    query = sa.select(attributes.c.name, attributes.c.value).where(attributes.c.digest == row["digest"])
+    named = {(name, value) for name, value in connection.execute(query)}
+    if named != set(_geometry(row)) or row["labels"] != bits(_labels(connection, row, tagged)):
+        raise _changed(row["digest"], "what it is found by")
+
+
+def check_geometry(one: Entry, geometry: Mapping[str, Any]) -> None:
+    """Checks that an entry says of its layer what it was found by.
+
+    Raises:
+        ArtifactError: It does not.
+    """
+    said = dict(one.attributes)
+    wrong = [name for name, value in geometry.items() if name not in said or canonical(said[name]) != canonical(value)]
+    if wrong:
+        raise _changed(one.digest.removeprefix("sha256:"), f"what it is found by, its {', '.join(wrong)},")
+
+
+def check_told(digest: str, told: Container[str]) -> None:
+    """Checks that a kernel is one of those that came from where it was found by.
+
+    Raises:
+        ArtifactError: It is not.
+    """
+    if digest not in told:
+        raise _changed(digest, "where it came from")
 
 
 def check_content(row: Row, artifact: KernelArtifact) -> None:
@@ -274,7 +328,7 @@ def _plain(value: Any) -> Any:
 def _changed(digest: str, what: str) -> ArtifactError:
     return ArtifactError(
         f"sha256:{digest}: {what} in the catalogue was changed by other means than the library's; put it in "
-        "again from where it came from, or bring the catalogue back from a backup"
+        "again from where it came from, retire it, or bring the catalogue back from a backup"
     )
 
 

@@ -80,6 +80,7 @@ kernels = Table(
     Column("lifecycle", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("retired", UtcTime),
+    Column("labels", BigInteger, nullable=False),  # the bits of what it is found by besides these columns
     Column("carried", Boolean, nullable=False),
     Column("programs", String(64), nullable=False),  # names what is carried; empty: nothing is
     Column("blob", String(64), nullable=False),
@@ -93,7 +94,6 @@ tags = Table(
     "esper_kernel_tags",
     metadata,
     Column("tag", String(100), primary_key=True),
-    Column("rank", Float(53), nullable=False),  # its kernel's, so that those of a tag are found in that order
     Column("digest", String(64), ForeignKey(kernels.c.digest, ondelete="CASCADE"), primary_key=True),
 )
 
@@ -102,7 +102,6 @@ attributes = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", Text, primary_key=True),
-    Column("rank", Float(53), nullable=False),  # likewise
     Column("digest", String(64), ForeignKey(kernels.c.digest, ondelete="CASCADE"), primary_key=True),
 )
 
@@ -119,27 +118,25 @@ origins = Table(
 identity = Table("esper_library", metadata, Column("id", String(32), primary_key=True))
 """One row: what names this catalogue among those that keep their objects in one place."""
 
-# What is looked for, each in the order that it is wanted in: the best gain first.
+# Kernels are gone through in an order with all beside it that decides whether they are wanted: those that are not cost
+# no look at their rows.
+ORDERED = ("rank", "created", "updated", "parameters")
+DECIDING = ("kind", "blueprint", "dtype", "blend", "placement", "lifecycle", "rank", "parameters", "labels", "carried")
+# What few kernels have is looked up instead.
+NAMED = ("fits", "kind", "blueprint", "dtype", "lifecycle")
+
+
+def _walked(order: str) -> Index:
+    names = dict.fromkeys((order, "digest", *DECIDING))
+    return Index(f"ix_esper_kernels_{order}", *(kernels.c[name] for name in names))
+
+
 INDICES = (
-    Index("ix_esper_kernels_fits", kernels.c.fits, kernels.c.rank, kernels.c.digest),
-    Index("ix_esper_kernels_kind", kernels.c.kind, kernels.c.rank, kernels.c.digest),
-    Index("ix_esper_kernels_recipe", kernels.c.kind, kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
-    Index("ix_esper_kernels_blueprint", kernels.c.blueprint, kernels.c.rank, kernels.c.digest),
-    Index("ix_esper_kernels_lifecycle", kernels.c.lifecycle, kernels.c.rank, kernels.c.digest),
-    Index("ix_esper_kernels_dtype", kernels.c.dtype, kernels.c.rank, kernels.c.digest),
-    Index("ix_esper_kernels_rank", kernels.c.rank, kernels.c.digest),
-    Index("ix_esper_kernels_kind_parameters", kernels.c.kind, kernels.c.parameters, kernels.c.digest),
-    Index("ix_esper_kernels_kind_created", kernels.c.kind, kernels.c.created, kernels.c.digest),
-    Index("ix_esper_kernels_parameters", kernels.c.parameters, kernels.c.digest),
-    Index("ix_esper_kernels_created", kernels.c.created, kernels.c.digest),
-    Index("ix_esper_kernels_updated", kernels.c.updated, kernels.c.digest),
+    *map(_walked, ORDERED),
+    *(Index(f"ix_esper_kernels_{name}", kernels.c[name], kernels.c.digest) for name in NAMED),
     Index("ix_esper_kernels_blob", kernels.c.blob),
-    Index("ix_esper_kernel_tags_rank", tags.c.tag, tags.c.rank, tags.c.digest),
-    Index(
-        "ix_esper_kernel_attributes_rank", attributes.c.name, attributes.c.value, attributes.c.rank, attributes.c.digest
-    ),
     Index("ix_esper_kernel_tags_digest", tags.c.digest),
     Index("ix_esper_kernel_attributes_digest", attributes.c.digest),
     Index("ix_esper_kernel_origins_digest", origins.c.digest),
-    Index("ix_esper_kernel_origins_run", origins.c.run),
+    Index("ix_esper_kernel_origins_run", origins.c.run, origins.c.digest),
 )

@@ -13,7 +13,7 @@ from esper.errors import ArgumentError, ArtifactError, LibraryError
 from esper.library.blobs import Blobs, Object
 from esper.library.catalogue import Catalogue
 from esper.library.entries import Collected, Verified, now
-from esper.library.rows import check_seal, origins_of, tags_of
+from esper.library.rows import check_labels, check_seal, origins_of, tags_of
 from esper.library.schema import kernels
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ def _said(retired: list[Mapping[str, Any]], objects: list[Object], *, dry_run: b
 def _check(library: Library, catalogue: Catalogue, row: Mapping[str, Any]) -> None:
     digest = row["digest"]
     with catalogue.reading() as connection:
-        check_seal(row, tags_of(connection, [digest]).get(digest, ()))
+        tagged = tags_of(connection, [digest]).get(digest, ())
+        check_seal(row, tagged)
         origins_of(connection, digest)
+        check_labels(connection, row, tagged)
     with jax.enable_x64(True):  # kernels of 64-bit layers are checked whatever the mode is
         library.read(row)
 

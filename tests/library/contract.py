@@ -138,47 +138,7 @@ def test_a_gain_is_finite(gain):
         Measured(*gain)
 
 
-# ---- find, compare, lifecycle -------------------------------------------------------------------------------------
-
-
-def filled(library):
-    for number in range(6):
-        gain = Measured(number / 10, 0.01, 5) if number else None
-        given = artifact(number, blueprint=("mlp", "low_rank")[number % 2], inputs=3 + number % 3, size=2 + number)
-        library.put(given, gain=gain, tags=[f"t{number % 2}"], run=f"run{number}")
-    library.retire(artifact(5, blueprint="low_rank", inputs=5, size=7).digest, "too large")
-
-
-@pytest.mark.parametrize(
-    ("wanted", "scales"),
-    [
-        ({}, [4, 3, 2, 1, 0]),
-        ({"limit": 2}, [4, 3]),
-        ({"kind": "Conv2d"}, []),
-        ({"blueprint": "low_rank"}, [3, 1]),
-        ({"attributes": {"in_features": 3}}, [3, 0]),
-        ({"attributes": {"in_features": 3, "out_features": 5}}, [3, 0]),
-        ({"attributes": {"in_features": 3, "out_features": 6}}, []),
-        ({"tag": "t1"}, [3, 1]),
-        ({"run": "run2"}, [2]),
-        ({"lifecycle": "retired"}, [5]),
-        ({"lifecycle": "validated"}, []),
-        ({"min_gain": 0.2}, [4, 3, 2]),
-        ({"max_parameters": 13}, [1, 0]),
-        ({"order_by": "parameters", "limit": 2}, [0, 1]),
-        ({"order_by": "created", "dtype": "float32", "blend": "add", "placement": "parallel"}, [4, 3, 2, 1, 0]),
-    ],
-    ids=str,
-)
-def test_find(library, wanted, scales):
-    filled(library)
-    assert [float(library.get(entry.digest).params["scale"]) for entry in library.find(**wanted)] == scales
-
-
-@pytest.mark.parametrize("wanted", [{"order_by": "beauty"}, {"limit": 0}, {"limit": True}, {"lifecycle": "x"}], ids=str)
-def test_find_refuses_what_makes_no_sense(library, wanted):
-    with pytest.raises(ArgumentError):
-        library.find(**wanted)
+# ---- compare, lifecycle ---------------------------------------------------------------------------------------------
 
 
 def test_compare(library):

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from library.contract import GAIN, forged
+from library.contract import GAIN, NOW, forged
 from library.places import artifact, donor
 
 from esper.errors import ArtifactError
+from esper.library import Origin, queries
+from esper.library.entries import canonical, now
 from esper.library.publishing import with_programs
-from esper.library.schema import kernels, origins, tags
+from esper.library.schema import attributes, kernels, origins, tags
 
 
 def object_of(library, digest):
@@ -95,7 +97,14 @@ def test_a_changed_row_is_detected(library, column):
     assert [name for name, _ in library.verify().problems] == [digest]
 
 
-SENSELESS = [("options", "'{'"), ("gain_n", "0"), ("attributes", "'[1]'"), ("rank", "7.5"), ("flops", "3")]
+SENSELESS = [
+    ("options", "'{'"),
+    ("gain_n", "0"),
+    ("attributes", "'[1]'"),
+    ("rank", "7.5"),
+    ("flops", "3"),
+    ("labels", "0"),
+]
 
 
 @pytest.mark.parametrize(("column", "value"), SENSELESS)
@@ -107,7 +116,6 @@ def test_a_changed_row_hides_no_other_and_is_mended_by_a_put(library, column, va
     for verb in (
         library.entry,
         lambda d: library.compare(sound, d),
-        lambda d: library.retire(d, "why"),
         lambda d: library.validate(d, GAIN),
     ):
         with pytest.raises(ArtifactError, match="was changed by other means"):
@@ -151,3 +159,62 @@ def test_changed_tags_and_origins_are_detected(library):
     with pytest.raises(ArtifactError, match="where it came from in the catalogue was changed"):
         library.origins(other)
     assert {name for name, _ in library.verify().problems} == {one, other}
+
+
+HIDDEN = {
+    "an attribute": sa.update(attributes).where(attributes.c.name == "in_features").values(value="784"),
+    "attributes": sa.delete(attributes),
+    "a run": sa.update(origins).values(run="other"),
+    "runs": sa.delete(origins),
+}
+
+
+@pytest.mark.parametrize("change", HIDDEN.values(), ids=HIDDEN)
+@pytest.mark.parametrize("by_chance", [False, True])
+def test_nothing_is_found_by_what_its_entry_does_not_say(library, change, by_chance, monkeypatch, caplog):
+    digest = library.put(artifact(1), run="r", tags=["a"])
+    if by_chance:
+        monkeypatch.setattr(queries, "bits", lambda labels: 0)
+    with library._catalogue.writing() as connection:
+        connection.execute(change)
+    assert library.find(attributes={"in_features": 784}) == library.find(run="other") == []
+    assert [entry.digest for entry in library.find(tag="a")] == [digest]
+    ((found, why),) = library.verify().problems
+    assert found == digest and "was changed by other means" in why
+    library.put(artifact(1), run="r")
+    assert library.verify().problems == ()
+    assert [entry.digest for entry in library.find(attributes={"in_features": 3}, run="r")] == [digest]
+
+
+def test_a_kernel_that_is_given_another_run_or_attribute_is_reported(library):
+    one, other = library.put(artifact(1)), library.put(artifact(2))
+    origin = Origin(run="r")
+    told = {"id": origin.id, "run": "r", "content": canonical(origin.as_dict()), "time": now()}
+    with library._catalogue.writing() as connection:
+        connection.execute(sa.insert(origins).values(digest=one[7:], **told))
+        connection.execute(sa.insert(attributes).values(digest=other[7:], name="groups", value="2"))
+    assert library.find(run="r") == library.find(attributes={"groups": 2}) == []
+    assert {name for name, _ in library.verify().problems} == {one, other}
+
+
+@pytest.mark.parametrize(("column", "value"), [*SENSELESS, ("updated", "created"), ("lifecycle", "'validated'")])
+def test_what_was_tampered_with_is_retired_and_no_more_believed(library, column, value):
+    digest = library.put(artifact(1), gain=GAIN, tags=["a"], run="r")
+    blob = object_of(library, digest)
+    with library._catalogue.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE esper_kernels SET {column} = {value}, reason = 'x'")
+    assert library.retire(digest, "somebody changed it") is None
+    assert library.find() == library.find(lifecycle="retired") == [] and list(library.digests()) == []
+    for verb in (library.entry, library.get, lambda d: library.validate(d, GAIN)):
+        with pytest.raises(ArtifactError, match="was changed by other means"):
+            verb(digest)
+    assert [name for name, _ in library.verify().problems] == [digest]
+    library.put(artifact(1), tags=["b"])
+    entry = library.entry(digest)
+    assert (entry.lifecycle, entry.reason, entry.tags, entry.gain) == ("candidate", "", ("b",), GAIN)
+    with library._catalogue.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE esper_kernels SET {column} = {value}, reason = 'x'")
+    library.retire(digest, "somebody changed it again")
+    gone = library.gc(grace=NOW, dry_run=False)
+    assert gone.retired == (digest,) and [blob[:12] in path for path in gone.objects] == [True]
+    assert library.verify().problems == library.verify().orphans == ()

@@ -16,13 +16,14 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from library.contract import *  # noqa: F403
+from library.finding import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact
 from library.tampering import *  # noqa: F403
 
 from esper.configs import EsperConfig
 from esper.errors import ArtifactError, LibraryError, MissingExtraError
-from esper.library import open_library
+from esper.library import finding, open_library, queries
 from esper.library.schema import HEAD, VERSION_TABLE, metadata
 
 LARGE = artifact(params={"a": jnp.arange(1 << 16, dtype=jnp.float32)})
@@ -98,6 +99,57 @@ def test_a_catalogue_of_a_newer_esper_is_refused(config, library, tmp_path):
         connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(LibraryError, match=r"schema 9999, and this version of esper knows .*: it was made by a newer"):
         open_library(config)
+
+
+WANTED = (
+    {"kind": "Conv2d", "blueprint": "mlp"},
+    {"kind": "Linear", "dtype": "int8", "blend": "add", "placement": "parallel", "lifecycle": "validated"},
+    {"attributes": {"in_features": 3, "out_features": 5}, "lifecycle": "validated"},
+    {"tag": "a", "dtype": "int8"},
+    {"run": "r", "tag": "a", "min_gain": 0.1, "max_parameters": 9, "attributes": {"in_features": 3}},
+)
+
+
+def plans(library, wanted):
+    """What SQLite does to find what is wanted, for each order: the columns' name, and a line for each step."""
+    engine = library._catalogue._engine
+    for name, (column, _) in queries.ORDERS.items():
+        asked = []
+
+        def hear(connection, cursor, statement, parameters, *more, asked=asked):
+            if "ORDER BY" in statement:
+                asked.append((statement, parameters))
+
+        sa.event.listen(engine, "before_cursor_execute", hear)
+        library.find(**wanted, order_by=name)
+        sa.event.remove(engine, "before_cursor_execute", hear)
+        ((statement, parameters),) = asked
+        with library._catalogue.reading() as connection:
+            steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            yield column.name, [step[-1] for step in steps]
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_kernels_that_are_not_wanted_are_passed_in_an_index(library, statistics, monkeypatch):
+    """However conditions are combined, and whatever SQLite believes of them: none costs a look at its row."""
+    for number in range(4):
+        library.put(artifact(number), tags=["a"], run="r")
+    if statistics:
+        with library._catalogue.writing() as connection:
+            connection.exec_driver_sql("ANALYZE")
+    monkeypatch.setattr(finding, "FEW", NEVER_FEW)  # noqa: F405
+    for wanted in WANTED:
+        for column, (first, *others) in plans(library, wanted):
+            assert f"COVERING INDEX ix_esper_kernels_{column}" in first, wanted
+            for step in others:
+                assert "SUBQUERY" in step or ("SEARCH" in step and "COVERING INDEX" in step), wanted
+
+
+def test_a_few_kernels_are_looked_up(library):
+    library.put(artifact(1), tags=["a"], run="r")
+    for wanted in WANTED:
+        for _, (first, *_) in plans(library, wanted):
+            assert first == "SEARCH esper_kernels USING INDEX sqlite_autoindex_esper_kernels_1 (digest=?)", wanted
 
 
 # ---- what goes wrong with files -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import itertools
 import psycopg
 import pytest
 from library.contract import *  # noqa: F403
+from library.finding import *  # noqa: F403
 from library.fixtures import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact

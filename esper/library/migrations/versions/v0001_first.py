@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("lifecycle", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("retired", _TIME),
+        sa.Column("labels", sa.BigInteger, nullable=False),
         sa.Column("carried", sa.Boolean, nullable=False),
         sa.Column("programs", sa.String(64), nullable=False),
         sa.Column("blob", sa.String(64), nullable=False),
@@ -46,14 +47,12 @@ def upgrade() -> None:
     op.create_table(
         "esper_kernel_tags",
         sa.Column("tag", sa.String(100), primary_key=True),
-        sa.Column("rank", sa.Float(53), nullable=False),
         sa.Column("digest", sa.String(64), sa.ForeignKey(_KERNEL, ondelete="CASCADE"), primary_key=True),
     )
     op.create_table(
         "esper_kernel_attributes",
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("value", sa.Text, primary_key=True),
-        sa.Column("rank", sa.Float(53), nullable=False),
         sa.Column("digest", sa.String(64), sa.ForeignKey(_KERNEL, ondelete="CASCADE"), primary_key=True),
     )
     op.create_table(
@@ -64,19 +63,16 @@ def upgrade() -> None:
         sa.Column("content", sa.Text, nullable=False),
         sa.Column("time", _TIME, nullable=False),
     )
+    deciding = ("kind", "blueprint", "dtype", "blend", "placement", "lifecycle", "rank", "parameters")
+    for name in ("rank", "created", "updated", "parameters"):
+        names = dict.fromkeys((name, "digest", *deciding, "labels", "carried"))
+        op.create_index(f"ix_esper_kernels_{name}", "esper_kernels", [*names])
     for name in ("fits", "kind", "blueprint", "dtype", "lifecycle"):
-        op.create_index(f"ix_esper_kernels_{name}", "esper_kernels", [name, "rank", "digest"])
-    op.create_index("ix_esper_kernels_recipe", "esper_kernels", ["kind", "blueprint", "rank", "digest"])
-    for name in ("parameters", "created"):
-        op.create_index(f"ix_esper_kernels_kind_{name}", "esper_kernels", ["kind", name, "digest"])
-    for name in ("rank", "parameters", "created", "updated"):
         op.create_index(f"ix_esper_kernels_{name}", "esper_kernels", [name, "digest"])
     op.create_index("ix_esper_kernels_blob", "esper_kernels", ["blob"])
-    op.create_index("ix_esper_kernel_tags_rank", "esper_kernel_tags", ["tag", "rank", "digest"])
-    op.create_index("ix_esper_kernel_attributes_rank", "esper_kernel_attributes", ["name", "value", "rank", "digest"])
     for table in ("tags", "attributes", "origins"):
         op.create_index(f"ix_esper_kernel_{table}_digest", f"esper_kernel_{table}", ["digest"])
-    op.create_index("ix_esper_kernel_origins_run", "esper_kernel_origins", ["run"])
+    op.create_index("ix_esper_kernel_origins_run", "esper_kernel_origins", ["run", "digest"])
 
 
 def downgrade() -> None:
