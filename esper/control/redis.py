@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from esper.configs.redaction import scrubbed, secrets_of
 from esper.control.channel import KEPT
 from esper.control.seal import MAX_BYTES
-from esper.errors import ChannelError, MissingExtraError
+from esper.errors import ChannelError
+from esper.telemetry.redis_client import client, explanation
 
 if TYPE_CHECKING:
     from esper.configs import RedisConfig
@@ -47,42 +47,37 @@ class RedisChannel:
     """
 
     def __init__(self, config: RedisConfig, inbox: str, *, prefix: str = "esper", timeout: float | None = None) -> None:
-        try:
-            import redis
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-        except ImportError as error:
-            raise MissingExtraError("a control channel through Redis", "redis", "redis") from error
-        options = config.options()
+        limits: dict[str, Any] = {}
         if timeout is not None:
-            for name in ("socket_timeout", "socket_connect_timeout"):
-                options[name] = min(timeout, options[name])
+            limits["socket_timeout"] = min(timeout, config.timeout)
+            limits["socket_connect_timeout"] = min(timeout, config.connect_timeout)
         # One retry: after the server was restarted, the first command meets a connection that is gone.
-        retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-        self._client: Any = redis.Redis(**options, retry=retry, protocol=2)
-        self._errors = (redis.RedisError, OSError)
-        self._secrets = secrets_of(config)
-        self._place = f"redis at {config.host}:{config.port}"
+        self._client: Any = client(config, retries=1, protocol=2, **limits)
+        self._config = config
         self._prefix, self._own = f"{prefix}:control", f"{prefix}:control:{inbox}"
 
     def send(self, to: str, message: bytes) -> None:
         """Puts a message into an inbox; the oldest go where there are too many."""
+        from redis import RedisError
+
         key = f"{self._prefix}:{to}"
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.xadd(key, {_FIELD: message}, maxlen=KEPT, approximate=True)
                 pipeline.expire(key, _UNREAD)
                 pipeline.execute()
-        except self._errors as error:
+        except (RedisError, OSError) as error:
             raise self._broken(error) from None
 
     def receive(self, timeout: float) -> bytes | None:
         """The oldest message of the own inbox."""
+        from redis import RedisError
+
         deadline, (pause, longest) = time.monotonic() + timeout, _PAUSES
         while True:
             try:
                 message = self._client.eval(_CLAIM, 1, self._own, _FIELD, MAX_BYTES + 1)
-            except self._errors as error:
+            except (RedisError, OSError) as error:
                 raise self._broken(error) from None
             left = deadline - time.monotonic()
             if message is not None or left <= 0:
@@ -95,6 +90,4 @@ class RedisChannel:
         self._client.close()
 
     def _broken(self, error: Exception) -> ChannelError:
-        """What is wrong, in a line; servers and drivers may quote what they were given, the password too."""
-        said = scrubbed(" ".join(str(error).split()), self._secrets)
-        return ChannelError(f"{self._place} does not work ({type(error).__name__}): {said}")
+        return ChannelError(explanation(self._config, error))

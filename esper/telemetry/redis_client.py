@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from esper.configs import OonaSettings, RedisConfig
-from esper.configs.redaction import MASK
+from esper.configs.redaction import scrubbed, secrets_of
 from esper.errors import MissingExtraError, TelemetryError
 
 if TYPE_CHECKING:
@@ -27,33 +27,38 @@ _ADVICE = (
 )
 
 
-def client(config: RedisConfig, **options: Any) -> Redis:
-    """A client; it connects when it is first used, and does not repeat by itself what failed.
+def client(config: RedisConfig, *, retries: int = 0, **options: Any) -> Redis:
+    """A client; it connects when it is first used, and repeats nothing by itself that it is not told to.
 
     Args:
         config: The `redis` section.
+        retries: How often a command is repeated, at once, whose connection was gone.
         options: More of what `redis.Redis` takes.
 
     Raises:
         MissingExtraError: The package `redis` is not installed.
     """
     try:
-        from redis import Redis
+        from redis import ConnectionError, Redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
     except ImportError as error:
         raise MissingExtraError("Redis", "redis", "redis") from error
-    return Redis(**{**config.options(), "retry": Retry(NoBackoff(), 0), **options})
+    retry = Retry(NoBackoff(), retries, supported_errors=(ConnectionError,))
+    return Redis(**{**config.options(), "retry": retry, **options})
 
 
 def explained(config: RedisConfig, error: Exception) -> TelemetryError:
     """What went wrong with Redis, and what to do about it; never with the password."""
+    return TelemetryError(explanation(config, error))
+
+
+def explanation(config: RedisConfig, error: Exception) -> str:
+    """The same as a line of text: servers and drivers may quote what they were given, the password too."""
     classes = [kind.__name__ for kind in type(error).__mro__]
     move = next((advice for name, advice in _ADVICE if name in classes), "see what Redis says in its log")
-    text = " ".join(str(error).split()) or type(error).__name__
-    if config.password:
-        text = text.replace(config.password, MASK)
-    return TelemetryError(f"Redis at {config.host}:{config.port}: {text.rstrip('.')}; {move}")
+    text = scrubbed(" ".join(str(error).split()), secrets_of(config)) or type(error).__name__
+    return f"Redis at {config.host}:{config.port}: {text.rstrip('.')}; {move}"
 
 
 def run_index(oona: OonaSettings) -> str:

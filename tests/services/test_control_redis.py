@@ -82,11 +82,11 @@ def test_an_inbox_goes_when_nobody_writes_to_it_any_more(section):
 def test_a_server_that_refuses(section, changes):
     with ends(section) as end:
         channel = end("run-1", **changes)
-        with pytest.raises(ChannelError, match=r"redis at 127\.0\.0\.1") as error:
+        with pytest.raises(ChannelError, match=r"Redis at 127\.0\.0\.1") as error:
             channel.receive(0)
         assert section["password"] not in str(error.value) and "wrong" not in str(error.value).replace("WRONGPASS", "")
         found = run(remote(channel))
-        assert bit_equal(found, alone()) and "redis at 127.0.0.1" in told(found, "remote")[0]
+        assert bit_equal(found, alone()) and "Redis at 127.0.0.1" in told(found, "remote")[0]
 
 
 def test_the_same_run_bit_for_bit(section):
