@@ -76,6 +76,8 @@ def exchange(
 ) -> Heard:
     """Asks, and waits for an answer no longer than the line's timeout, or than the channel takes to fail.
 
+    What else lies in the inbox is gone through meanwhile, so that it is told of and does not stay.
+
     Args:
         line: Where to.
         question: What is asked.
@@ -88,7 +90,7 @@ def exchange(
     try:
         line.channel.send(CONTROLLER, written(question, purposes[0], line.keys))
         while answer is None and (left := began + line.timeout - time.monotonic()) > 0:
-            if (message := line.channel.receive(left)) is None:
+            if (message := line.channel.receive(left, question.nonce)) is None:
                 break
             try:
                 answer = _heeded(message, line, question, purposes[1], last, obstacle)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from esper.persistence.plain import held_classes, table
 
 _LOG = logging.getLogger("esper.control")
 _PAUSE = 1.0  # seconds until a channel that does not work is tried again
+_ROUND = 0.25  # seconds that messages are gathered before the questions among them are answered, at most
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,23 @@ class Controller:
         object.__setattr__(self, "_classes", classes)
 
     def questions(self, messages: Iterable[bytes]) -> list[tuple[Question, tuple[Purpose, Purpose]]]:
-        """The newest question of every run; the run waits for none of the others any more. What is none is logged."""
+        """The newest question of every run; the run waits for none of the others any more.
+
+        What is none is logged, a line for each kind: a flood of messages is no flood of lines.
+        """
         newest: dict[str, tuple[Question, tuple[Purpose, Purpose]]] = {}
-        rejected: Counter[str] = Counter()
+        times: Counter[str] = Counter()
+        reasons: dict[str, str] = {}
         for message in messages:
             try:
                 question, purposes = self._read(message)
             except MessageError as error:
-                rejected[str(error)] += 1
+                times[error.kind] += 1
+                reasons.setdefault(error.kind, str(error))
                 continue
             newest[question.run] = question, purposes
-        for reason, times in rejected.items():
-            _LOG.warning("rejected, messages: %d, %s", times, reason)
+        for kind, reason in reasons.items():
+            _LOG.warning("rejected, messages: %d, %s", times[kind], reason)
         return list(newest.values())
 
     def answer(self, question: Question, purposes: tuple[Purpose, Purpose]) -> bytes:
@@ -122,7 +129,7 @@ def serve(controller: Controller, channel: Channel, stop: threading.Event, *, po
     works = True
     while not stop.is_set():
         try:
-            messages = _arrived(channel, poll)
+            questions = controller.questions(_arrived(channel, poll))
             if not works:
                 _LOG.info("the channel works again")
             works = True
@@ -132,22 +139,32 @@ def serve(controller: Controller, channel: Channel, stop: threading.Event, *, po
             works = False
             stop.wait(_PAUSE)
             continue
-        for question, purposes in controller.questions(messages):
+        for question, purposes in questions:
             _answer(controller, channel, question, purposes)
 
 
 def _answer(controller: Controller, channel: Channel, question: Question, purposes: tuple[Purpose, Purpose]) -> None:
     try:
-        channel.send(question.run, controller.answer(question, purposes))
+        channel.send(question.run, controller.answer(question, purposes), question.nonce)
     except (ChannelError, MessageError) as error:
         _LOG.warning("run %s, observation %d is not answered: %s", question.run, question.sequence, error)
     except Exception:  # whatever a policy raises for one run: the others are still served
         _LOG.exception("run %s, observation %d is not answered", question.run, question.sequence)
 
 
-def _arrived(channel: Channel, timeout: float) -> list[bytes]:
-    """What is in the inbox, after waiting for a first message."""
-    messages: list[bytes] = []
-    while len(messages) < KEPT and (message := channel.receive(0 if messages else timeout)) is not None:
-        messages.append(message)
-    return messages
+def _arrived(channel: Channel, timeout: float) -> Iterator[bytes]:
+    """What is in the inbox, one by one, after waiting for a first message.
+
+    No more, and for no longer, than those whose questions are among it can be let wait; the rest is for the next round.
+    """
+    message = channel.receive(timeout)
+    until, count = time.monotonic() + _ROUND, 1
+    while message is not None:
+        yield message
+        if count == KEPT or time.monotonic() > until:
+            return
+        try:
+            message = channel.receive(0)
+        except ChannelError:  # the next round tells of it, after what has come is answered
+            return
+        count += 1

@@ -73,6 +73,26 @@ def an_inbox_is_bounded(end):
     assert len(held) < KEPT + 150 and held == list(range(KEPT + 200))[-len(held) :]
 
 
+def what_is_asked_about_comes_first(end):
+    """The others come in their order."""
+    sender, ours = end("controller"), end("run-1")
+    for message in (b"1", b"2"):
+        sender.send("run-1", message)
+    sender.send("run-1", b"wanted", "a" * 32)
+    sender.send("run-1", b"3")
+    assert [ours.receive(5, "a" * 32) for _ in range(4)] == [b"wanted", b"1", b"2", b"3"]
+    assert ours.receive(0, "a" * 32) is None
+
+
+def an_answer_that_is_late_is_received_all_the_same(end):
+    sender, ours = end("controller"), end("run-1")
+    assert ours.receive(0, "a" * 32) is None
+    sender.send("run-1", b"late", "a" * 32)
+    sender.send("run-1", b"wanted", "b" * 32)
+    assert [ours.receive(5, "b" * 32) for _ in range(2)] == [b"wanted", b"late"]
+    assert ours.receive(0, "b" * 32) is None
+
+
 CHECKS = (
     messages_arrive_whole_and_in_order,
     an_inbox_is_read_by_nobody_else,
@@ -81,4 +101,6 @@ CHECKS = (
     who_waits_is_woken,
     nothing_is_waited_for_for_ever,
     an_inbox_is_bounded,
+    what_is_asked_about_comes_first,
+    an_answer_that_is_late_is_received_all_the_same,
 )

@@ -13,7 +13,9 @@ import esper
 from esper.configs import TamiyoSettings
 from esper.control import Controller, Keys, RemotePolicy
 from esper.errors import MessageError
+from esper.growth.policy import LayerView, Observation, Plan, SeedView
 from esper.growth.tamiyo import Tamiyo
+from esper.lifecycle import SeedLifecycleState as S
 
 KEY = jax.random.key(7)
 TX = optax.adamw(0.01)
@@ -23,6 +25,7 @@ GROWTH = TamiyoSettings(
 )
 OTHER = GROWTH.model_copy(update={"start_step": 20, "min_gain": 0.0, "blend_steps": 10})
 EVENTS = ("remote", "rejected")
+PLAN = Plan("mlp", (("width", 4),), 53)
 
 
 @cache
@@ -56,11 +59,11 @@ class Direct:
     def __init__(self, answers):
         self.answers, self.inbox, self.asked = answers, deque(), 0
 
-    def send(self, to, message):
+    def send(self, to, message, about=""):
         self.asked += 1
         self.inbox.extend(self.answers(message))
 
-    def receive(self, timeout):
+    def receive(self, timeout, about=""):
         return self.inbox.popleft() if self.inbox else None
 
     def close(self):
@@ -80,6 +83,12 @@ def controlled(policy=None, keys=KEYS):
 def remote(answers, **changes):
     local = changes.pop("local", Tamiyo(GROWTH))
     return RemotePolicy(Direct(answers), changes.pop("keys", KEYS), local=local, run="run-1", **changes)
+
+
+def seen(*seeds, step=10, losses=(1.0,)):
+    """An observation of one layer."""
+    held = seeds or (SeedView("0", 0, S.DORMANT),)
+    return Observation(step, 1000, 5, losses, (LayerView("0", "Linear", 1.0, held, (PLAN,)),))
 
 
 def leaves(result):

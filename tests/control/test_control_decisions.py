@@ -9,7 +9,7 @@ from functools import cache
 import jax
 import pytest
 
-from control.runs import GROWTH, KEY, KEYS, OTHER, controlled, model, remote, run
+from control.runs import GROWTH, KEY, KEYS, OTHER, PLAN, controlled, model, remote, run, seen
 from esper.control import Controller, Keys, Post, RemotePolicy, serve
 from esper.control.channel import CONTROLLER
 from esper.control.exchange import DECIDE
@@ -21,10 +21,7 @@ from esper.growth.policy import (
     Asks,
     Cull,
     Hold,
-    LayerView,
     Load,
-    Observation,
-    Plan,
     SeedView,
     SetAlpha,
     Transition,
@@ -35,13 +32,7 @@ from esper.growth.tamiyo import Tamiyo
 from esper.lifecycle import SeedLifecycleState as S
 from esper.train.observe import observed
 
-PLAN = Plan("mlp", (("width", 4),), 53)
 STATES = tuple(S)
-
-
-def seen(*seeds, step=10, losses=(1.0,)):
-    held = seeds or (SeedView("0", 0, S.DORMANT),)
-    return Observation(step, 1000, 5, losses, (LayerView("0", "Linear", 1.0, held, (PLAN,)),))
 
 
 # ---- what is possible -----------------------------------------------------------------------------------
@@ -334,7 +325,7 @@ def test_a_channel_that_does_not_work_is_tried_again(caplog, monkeypatch):
     stop, tries = threading.Event(), []
 
     class Broken:
-        def receive(self, timeout):
+        def receive(self, timeout, about=""):
             tries.append(timeout)
             if len(tries) < 4:
                 raise ChannelError("nobody there")

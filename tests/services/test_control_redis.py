@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from control.contract import CHECKS
-from control.runs import GROWTH, KEYS, alone, bit_equal, run, told
+from control.runs import GROWTH, KEYS, alone, bit_equal, run, seen, told
 
 from esper.configs import RedisConfig
 from esper.control import Controller, RemotePolicy, serve
@@ -15,6 +15,7 @@ from esper.control.channel import CONTROLLER
 from esper.control.redis import RedisChannel
 from esper.control.seal import MAX_BYTES
 from esper.errors import ChannelError
+from esper.growth.policy import Note
 from esper.growth.tamiyo import Tamiyo
 from services.proxy import proxy
 from services.servers import redis
@@ -160,6 +161,65 @@ def test_an_entry_of_any_size_costs_no_more_than_a_message_and_stands_in_nobody_
         assert len(own.receive(0)) == MAX_BYTES + 1
         assert (own.receive(0), own.receive(0), own.receive(0)) == (b"", b"good", None)
         assert own._client.info("stats")["total_net_output_bytes"] - read < 2 * MAX_BYTES
+
+
+def flooded(client, count=100_000):
+    """Both inboxes, filled past the bound that senders keep to."""
+    with client.pipeline(transaction=False) as pipeline:
+        for inbox in ("controller", "run-1"):
+            for number in range(count):
+                pipeline.xadd(f"esper:control:{inbox}", {"m": b"nonsense"})
+                if number % 5000 == 0:
+                    pipeline.execute()
+        pipeline.execute()
+
+
+def test_an_answer_is_found_in_a_flood(section):
+    """Without going through what lies before it."""
+    with ends(section) as end:
+        flooded(end("nobody")._client)
+        policy = remote(end("run-1"))
+        with serving(end(CONTROLLER)):
+            actions, _ = policy(seen(), policy.start())
+    said = [(action.event, action.reason) for action in actions if isinstance(action, Note)]
+    assert said[-1] == ("remote", "the controller decides on observation 1")
+    assert sum(int(reason.split()[0]) for _, reason in said if reason.endswith("more messages")) < 50_000
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda client, key: client.set(key, b"no stream"),
+        lambda client, key: client.xadd(key, {"m": b"nonsense"}, id=f"{2**64 - 1}-{2**64 - 1}"),
+    ],
+    ids=["another type", "the highest id"],
+)
+def test_an_inbox_that_nobody_could_write_to_any_more_works_again_when_it_is_looked_into(spoil, section):
+    with ends(section) as end:
+        own = end("run-1")
+        spoil(own._client, "esper:control:run-1")
+        with pytest.raises(ChannelError):
+            own.send("run-1", b"message")
+        own.receive(0)
+        own.send("run-1", b"message")
+        assert own.receive(0) == b"message"
+
+
+def test_what_was_put_where_the_answer_is_looked_for_makes_room_for_it(section):
+    with ends(section) as end:
+        own = end("run-1")
+        for _ in range(50):
+            own._client.xadd(f"esper:control:run-1:{'a' * 32}", {"m": b"nonsense"})
+        own.send("run-1", b"wanted", "a" * 32)
+        own._client.xadd(f"esper:control:run-1:{'a' * 32}", {"m": b"nonsense"})
+        assert own.receive(0, "a" * 32) == b"wanted"
+
+
+def test_nothing_stays_of_questions_and_answers(section):
+    with ends(section) as end, serving(end(CONTROLLER)):
+        own = end("run-1")
+        run(remote(own), steps=15)
+        assert own._client.keys("*") == []
 
 
 @pytest.mark.parametrize("password", ["hidden one", "a/b"])
