@@ -97,7 +97,8 @@ class FolderChannel:
     def _look(self) -> list[str]:
         """Names of the newest messages, the oldest of them first, in as much of the inbox as can be gone through.
 
-        The next look goes on from there, so that nothing can hide a message for good. What is too much is removed.
+        The next look goes on from there, so that nothing can hide a message for good. What is too much is for a later
+        one: removing it would take many times as long as passing it by, while somebody waits for an answer.
         """
         until = time.monotonic() + _LOOK
         newest: list[tuple[int, str]] = []
@@ -106,8 +107,7 @@ class FolderChannel:
             if (found := _message(entry)) is not None:
                 heapq.heappush(newest, found)
             if len(newest) > KEPT:
-                with suppress(OSError):
-                    os.unlink(self._own / heapq.heappop(newest)[1])
+                heapq.heappop(newest)
             if count > 2 * KEPT and time.monotonic() > until:
                 break
         else:
