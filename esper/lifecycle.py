@@ -1,4 +1,4 @@
-"""The life of a seed: its states, and the moves between them that are legal."""
+"""The life of a seed: its states, the moves between them that are legal, and the events that tell of them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ LEGAL: dict[SeedLifecycleState, tuple[SeedLifecycleState, ...]] = {
     _S.FOSSILIZED: (),
 }
 BLENDED = (_S.GRAFTING, _S.ACTIVE, _S.FOSSILIZED)
+
+LEADS_TO: dict[str, SeedLifecycleState] = {
+    **{state.name.lower(): state for state in SeedLifecycleState},
+    "germinate": _S.TRAINING,
+    "load": _S.GRAFTING,
+    "declined": _S.DORMANT,
+    "remove": _S.DORMANT,
+}
+"""The state that a seed is in after an event of a run's history; a transition's is named after the state."""
 
 
 def check_transition(source: SeedLifecycleState, target: SeedLifecycleState, place: str = "") -> None:

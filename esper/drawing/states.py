@@ -43,23 +43,6 @@ STATES = {
 }
 """By the state's name, in order of a seed's life."""
 
-EVENTS = {
-    "germinate": "TRAINING",
-    "load": "GRAFTING",
-    "training": "TRAINING",
-    "grafting": "GRAFTING",
-    "active": "ACTIVE",
-    "fossilized": "FOSSILIZED",
-    "culled": "CULLED",
-    "declined": "CULLED",
-    "remove": "DORMANT",
-    "dormant": "DORMANT",
-    "error_recovery": "ERROR_RECOVERY",
-    "rollback": "ERROR_RECOVERY",
-    "give_up": "ERROR_RECOVERY",
-}
-"""The state whose look an event has."""
-
 SERIES = ("#0072b2", "#c45500", "#00835f", "#b8578c", "#9a6b00", "#3d8fc0")
 SERIES_ON_DARK = ("#57b0ea", "#f58b4c", "#35c499", "#e59ac6", "#f0b94a", "#9bd5f7")
 """Colours of runs beside each other, on white paper and on dark, which differ from it by 3 to 1 at least."""

@@ -9,23 +9,14 @@ from itertools import pairwise
 
 from esper.drawing.lanes import Span
 from esper.drawing.thin import Point
+from esper.lifecycle import LEADS_TO
 from esper.report.read import Event
 
-STATES = {
-    "loading": "LOADING",
-    "germinate": "TRAINING",
-    "load": "GRAFTING",
-    "training": "TRAINING",
-    "grafting": "GRAFTING",
-    "active": "ACTIVE",
-    "fossilized": "FOSSILIZED",
-    "culled": "CULLED",
-    "error_recovery": "ERROR_RECOVERY",
-    "dormant": "DORMANT",
-    "declined": "DORMANT",
-    "remove": "DORMANT",
-}
+STATES = {event: state.name for event, state in LEADS_TO.items()}
 """The state that a seed is in after an event."""
+
+LOOKS = STATES | {"declined": "CULLED", "rollback": "ERROR_RECOVERY", "give_up": "ERROR_RECOVERY"}
+"""The state whose look an event has."""
 
 PLAIN = ("start", "resume", "evaluate", "score", "prepare", "shape", "end")
 """Events that nobody decided; all others are decisions, those of newer versions too."""

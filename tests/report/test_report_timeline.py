@@ -184,8 +184,8 @@ def test_the_curves_and_scores_of_a_run():
 
 
 def test_the_report_knows_every_state():
-    from esper.drawing.states import EVENTS, STATES
+    from esper.drawing.states import STATES
 
     assert set(STATES) == {state.name for state in SeedLifecycleState}
-    assert set(timeline.STATES.values()) <= set(STATES) and set(EVENTS.values()) <= set(STATES)
+    assert set(timeline.LOOKS.values()) <= set(STATES)
     assert math.isnan(Event(0, "evaluate").number("nothing"))

@@ -10,12 +10,11 @@ from typing import Any
 from esper.drawing.amounts import measured, percent, whole
 from esper.drawing.curves import Mark, Panel, Series, curves, frame
 from esper.drawing.markup import Markup, tag
-from esper.drawing.states import EVENTS
 from esper.drawing.thin import thinned
 from esper.report.bounds import MARKS, PANELS, PIECES, POINTS, TABLE_ROWS, cut
 from esper.report.elements import NARROW, WIDE, Column, Place, chip, drawn, folded, section, table
 from esper.report.read import Event, RunData
-from esper.report.timeline import curve, label, names_measured, planned_steps, scores
+from esper.report.timeline import LOOKS, curve, label, names_measured, planned_steps, scores
 
 _HEIGHT, _LOW = 330.0, 300.0
 _WEIGHT = ("fossilized", "rollback", "give_up", "germinate", "grafting", "culled", "active", "error_recovery")
@@ -117,7 +116,7 @@ def marks_of(events: Sequence[Event]) -> tuple[list[Mark], int]:
         kept |= set(spread(own, MARKS - len(kept)))
     shown = [worth[place] for place in sorted(kept)]
     marks = [
-        Mark(event.step, number, EVENTS.get(event.event, "DORMANT"), f"step {whole(event.step)}: {said(event)}")
+        Mark(event.step, number, LOOKS.get(event.event, "DORMANT"), f"step {whole(event.step)}: {said(event)}")
         for number, event in enumerate(shown, start=1)
     ]
     return marks, len(worth) - len(shown)

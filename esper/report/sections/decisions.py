@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from esper.drawing.amounts import whole
 from esper.drawing.markup import Markup, tag
-from esper.drawing.states import EVENTS
 from esper.report.bounds import DECISIONS, cut
 from esper.report.elements import Column, Place, chip, section, table
 from esper.report.read import Event, RunData
-from esper.report.timeline import PLAIN, label, thrown_away
+from esper.report.timeline import LOOKS, PLAIN, label, thrown_away
 
 _COLUMNS = (Column("step", True), Column("seed"), Column("decision"), Column("reason"))
 
@@ -40,7 +39,7 @@ def _row(event: Event, gone: bool) -> list[object]:
     said = cut(f"{event.event.replace('_', ' ')}{made}", 80)
     note = tag("em", " Undone by a later rollback.") if gone else None
     where = label(event.place) if event.place else ""
-    state = EVENTS.get(event.event)
+    state = LOOKS.get(event.event)
     shown = chip(state, said) if state else tag("span", said, class_="chip")
     return [whole(event.step), where, shown, tag("span", event.reason, note)]
 
