@@ -20,6 +20,9 @@ EVENT_VERSION = 1
 NOTICES = ("sink_down", "sink_up", "drops", "malformed")
 """Events that telemetry tells of itself."""
 
+GOING_BACK = ("rollback", "give_up")
+"""Events by which a run goes back to where it was sound."""
+
 _LARGEST = 2**53  # steps beyond are no steps
 
 
@@ -235,19 +238,44 @@ def told_once(events: list[Event]) -> tuple[list[Event], list[str]]:
 
 
 def gone_on(events: tuple[Event, ...]) -> tuple[Event, ...]:
-    """The events without those that happened again after the run was resumed from a checkpoint before them."""
+    """The events that count: without those of futures that were lost when the run was resumed from before them."""
     kept: list[Event] = []
     again: set[tuple[Any, ...]] = set()
     for event in events:
-        if event.event == "resume":
-            kept = [known for known in kept if known.event not in ("end", "failed")]
-            while kept and kept[-1].step > event.step:
-                kept.pop()
+        if event.event == "start":
+            kept = _before_the_start(kept)
+        elif event.event == "resume":
+            kept = _until_the_checkpoint(kept, event)
             again = {_happening(known) for known in kept if known.step == event.step}
         elif _happening(event) in again:
             continue
+        else:  # a run that goes back comes to the step once more
+            again = {told for told in again if told[0] == event.step}
         kept.append(event)
     return tuple(kept)
+
+
+def _before_the_start(events: list[Event]) -> list[Event]:
+    """What is told before a start; one that comes after another, of a run without a checkpoint, begins anew."""
+    started = any(event.event == "start" for event in events)
+    return [event for event in events[-1:] if event.event == "library"] if started else events
+
+
+def _until_the_checkpoint(events: list[Event], resume: Event) -> list[Event]:
+    """The events that a checkpoint holds, as far as the resume tells: older ones tell the step alone."""
+    kept = [event for event in events if event.event not in ("end", "failed")]
+    back = [at for at, event in enumerate(kept) if event.event in GOING_BACK]
+    held = 0
+    if (rollbacks := resume.number("rollbacks")) >= 0:
+        count = int(min(rollbacks, len(back)))
+        kept, held = kept[: back[count]] if count < len(back) else kept, back[count - 1] + 1 if count else 0
+    while len(kept) > held and kept[-1].step > resume.step:
+        kept.pop()
+    if resume.number("undecided") == 1:  # what was decided there is decided again
+        ends = [at for at, known in enumerate(kept) if known.event == "evaluate" and known.step == resume.step]
+        last = ends[-1] if ends else len(kept)
+        kept = kept[: last + 1] + [event for event in kept[last + 1 :] if event.event == "library"]
+    return kept
 
 
 def _happening(event: Event) -> tuple[Any, ...]:

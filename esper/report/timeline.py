@@ -10,7 +10,7 @@ from itertools import pairwise
 from esper.drawing.lanes import Span
 from esper.drawing.thin import Point
 from esper.lifecycle import LEADS_TO
-from esper.report.read import Event
+from esper.report.read import GOING_BACK, Event
 
 STATES = {event: state.name for event, state in LEADS_TO.items()}
 """The state that a seed is in after an event."""
@@ -28,6 +28,8 @@ ARRIVALS = ("germinate", "load")
 """Events by which a kernel comes to a seed."""
 
 Place = tuple[str, int]
+
+_WITHIN = "it failed within a step"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def end_step(events: Sequence[Event]) -> int:
 
 def is_going_back(event: Event) -> bool:
     """Whether what came after some step was thrown away."""
-    return event.event in ("rollback", "give_up") and math.isfinite(event.number("back_to"))
+    return event.event in GOING_BACK and math.isfinite(event.number("back_to"))
 
 
 def curve(events: Sequence[Event], name: str) -> Curve:
@@ -156,7 +158,7 @@ def _failures(event: Event, known: Mapping[str, Place]) -> list[Event]:
     """The seeds whose kernels failed within steps before an evaluation, as it tells them."""
     named = [(known.get(name.removeprefix("failed ")), name) for name in event.figures if name.startswith("failed ")]
     steps = [(place, event.number(name)) for place, name in named if place]
-    return [Event(int(step), "error_recovery", "", *place) for place, step in steps if 0 <= step <= event.step]
+    return [Event(int(step), "error_recovery", _WITHIN, *place) for place, step in steps if 0 <= step <= event.step]
 
 
 def _counting(events: Sequence[Event], known: Mapping[str, Place]) -> list[Event]:
@@ -166,7 +168,7 @@ def _counting(events: Sequence[Event], known: Mapping[str, Place]) -> list[Event
     for event in events:
         if is_going_back(event):
             back, asked = int(event.number("back_to")), None
-            kept = [known for known in kept if known.step < back or (known.event == "evaluate" and known.step == back)]
+            kept = [known for known in kept if _stands(known, back)]
             blamed = str(event.figures.get("culled", "")).split(", ")
             for place, state in _states_now(kept).items():
                 if state == "LOADING":  # what was being prepared is withdrawn
@@ -182,6 +184,11 @@ def _counting(events: Sequence[Event], known: Mapping[str, Place]) -> list[Event
             asked = event if event.event == "prepare" else asked
             kept += [*_failures(event, known), event] if event.event == "evaluate" else [event]
     return kept
+
+
+def _stands(event: Event, back: int) -> bool:
+    """Whether going back to a step leaves the event: what was sound was kept before anything was decided there."""
+    return event.step < back or (event.step == back and (event.event == "evaluate" or event.reason == _WITHIN))
 
 
 def _has_moved_since(place: Place, step: int, events: Iterable[Event]) -> bool:

@@ -174,6 +174,57 @@ def test_what_happened_again_after_a_resume_is_told_once():
     ]
 
 
+WATCHED = [START, *life(at=20)[1:], evaluation(80, 1.0), record(80, "culled", "no gain", "0", 0), evaluation(90, 1.5)]
+BACK = record(100, "rollback", "diverged", back_to=80, culled="none")
+
+
+def lane(*plain):
+    found = gone_on(events(*plain))
+    (seed,) = timeline.lives(found)
+    return seed.spans[-1].state, [(e.step, e.event) for e in found][len(WATCHED) - 2 :]
+
+
+def test_what_the_run_did_after_the_checkpoint_it_goes_on_from_did_not_happen():
+    """The checkpoint at 90 was kept before the run went back to 80, from where it had come to 85 again."""
+    lost = [*WATCHED, record(90, "hold", "odd"), BACK, evaluation(85, 1.0)]
+    resumed = record(90, "resume", rollbacks=0, undecided=True)
+    after = [evaluation(100, 1.0), record(100, "end")]
+    kept = [(80, "culled"), (90, "evaluate"), (90, "resume"), (100, "evaluate"), (100, "end")]
+    assert lane(*lost, resumed, *after) == ("CULLED", kept)
+
+
+def test_what_was_decided_where_the_run_goes_on_is_decided_again():
+    lost = record(90, "germinate", "answered so", "0", 0, blueprint="mlp")
+    told = [*WATCHED, lost, record(90, "resume", rollbacks=0, undecided=True)]
+    assert lane(*told, record(90, "hold", "answered otherwise"), record(100, "end"))[0] == "CULLED"
+    told[-1] = record(90, "resume", rollbacks=0, undecided=False)
+    assert lane(*told, record(100, "end"))[1][1:] == [(90, "evaluate"), (90, "germinate"), (90, "resume"), (100, "end")]
+
+
+def test_a_rollback_that_the_checkpoint_holds_stays_though_its_step_comes_later():
+    told = [*WATCHED, BACK, record(80, "end"), record(80, "resume", rollbacks=1, undecided=False)]
+    state, kept = lane(*told, evaluation(90, 1.0), record(100, "end"))
+    assert state == "FOSSILIZED" and (100, "rollback") in kept
+
+
+def test_a_step_that_is_reached_again_after_a_resume_and_a_rollback_is_told_again():
+    told = [*WATCHED, record(90, "resume"), BACK, evaluation(90, 1.5), record(100, "end")]
+    assert [step for step, _ in timeline.curve(gone_on(events(*told)), "validation_loss").points] == [80, 90]
+
+
+def test_a_run_that_began_again_is_told_from_its_last_start():
+    library = record(0, "library", "3 kernels fit")
+    told = [library, *WATCHED, library, START, evaluation(10, 2.0)]
+    assert [(e.step, e.event) for e in gone_on(events(*told))] == [(0, "library"), (0, "start"), (10, "evaluate")]
+    assert len(gone_on(events(library, library, START))) == 3
+
+
+def test_a_kernel_that_failed_before_it_was_sound_has_failed_after_going_back():
+    told = [START, *life(at=20)[1:3], evaluation(50, 1.0, **{"failed 0[0]": 50.0}), evaluation(60, 9.0)]
+    found = only(*told, record(70, "rollback", "diverged", back_to=50), record(100, "end"))
+    assert found.spans[-1] == Span(50, 100, "ERROR_RECOVERY")
+
+
 def test_the_curves_and_scores_of_a_run():
     held = [plain for plain in history() if plain["run"] == "growth"]
     found = events(*held)
