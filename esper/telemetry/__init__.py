@@ -7,7 +7,7 @@
 | `bus`, `lane` | `Bus`: numbers events, and takes them to each sink by a bounded queue and a thread |
 | `sinks/` | where events go: functions, files, Redis, TensorBoard, Prometheus, OpenTelemetry |
 | `reading`, `streams` | histories in files and on Redis, read and followed |
-| `state`, `showing` | `RunState`: what events say of a run, and that for a terminal |
+| `state`, `seeds`, `showing` | `RunState`: what events say of a run, of its seeds, and that for a terminal |
 | `assemble` | the bus that a configuration describes |
 | `redis_client` | the client that everything on Redis uses |
 

@@ -29,7 +29,11 @@ def board(states: Mapping[Key, RunState], *, now: datetime | None = None, unicod
     """
     now = now or datetime.now(UTC)
     bars = _BARS if unicode else _PLAIN
-    panels = [_panel(*key, state, now, bars) for key, state in states.items()]
+    lasts = {run_id: run for run_id, run in states}  # whose panel has what is true of all runs of the id
+    panels = [
+        _panel(*key, state, now, bars, _warnings(state) if lasts[key[0]] == key[1] else [])
+        for key, state in states.items()
+    ]
     return Group(*panels) if panels else Text("nothing has happened yet", style="dim")
 
 
@@ -42,14 +46,14 @@ def sentence(event: Event) -> str:
     return printable(said.rstrip(": "))
 
 
-def _panel(run_id: str, run: str, state: RunState, now: datetime, bars: str) -> Panel:
+def _panel(run_id: str, run: str, state: RunState, now: datetime, bars: str, warnings: list[str]) -> Panel:
     parts: list[RenderableType] = [_head(state, now)]
     if state.curves:
         parts.append(_curves(state, bars))
     if state.seeds:
         parts.append(_seeds(state))
     parts += [_decision(event) for event in state.decisions[-4:]]
-    parts += [_warning(text) for text in _warnings(state)]
+    parts += [_warning(text) for text in warnings]
     return Panel(
         Group(*parts), title=Text(printable(f"{run_id}  {run}")), title_align="left", border_style=_STYLES[state.status]
     )

@@ -19,12 +19,12 @@ from esper.telemetry.events import (
     Seed,
     Update,
 )
+from esper.telemetry.seeds import DECIDED, MEASURED, WITHIN, Journals, Moment, Place, SeedState, failed, put_back, until
+from esper.telemetry.seeds import told as happened
 
 _LAST = 8  # decisions that are kept
 _POINTS = 512  # of a curve; beyond, every second one goes
-
-_STATUS = {"start": "running", "resume": "running", "end": "ended", "failed": "failed"}
-_ALPHA = {"germinate": 0.0, "training": 0.0, "grafting": None, "active": 1.0, "fossilized": 1.0}
+_BACK = 4  # times that a run went back, before which a resume may go
 
 Key = tuple[str, str]
 """A `run_id`, and which of the runs that share it."""
@@ -34,20 +34,49 @@ Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class SeedState:
-    """A seed as its events tell it.
+class Delivery:
+    """How the events of a `run_id` come, those of all runs that share it: they are numbered together.
 
     Attributes:
-        state: Name of its lifecycle's state, in lower case.
-        since: Step at which it was entered.
-        alpha: How far its kernel is blended in; None: it is rising.
-        blueprint: What its kernel was made by.
+        part: How often it had been resumed at the last event.
+        sequence: Number of the last event.
+        missed: Events that never came to who reduces, by the gaps in their numbers.
+        dropped: Events that sinks never got, by sink.
+        down: Why sinks take no events at the moment, by sink.
     """
 
-    state: str
-    since: int
-    alpha: float | None = 0.0
-    blueprint: str = ""
+    part: int = 0
+    sequence: int = -1
+    missed: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    down: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run may go back to.
+
+    Attributes:
+        curves: Its curves.
+        journals: Its seeds, and what they were before.
+        evaluated: Step of its last evaluation; -1: there was none.
+        rollbacks: How often it had gone back to a sound state.
+    """
+
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    journals: Journals = field(default_factory=dict)
+    evaluated: int = -1
+    rollbacks: int = 0
+
+    def until(self, moment: Moment) -> Past:
+        """The same without what came later."""
+        curves = {
+            name: tuple(point for point in curve if point[0] <= moment.step) for name, curve in self.curves.items()
+        }
+        kept = {name: curve for name, curve in curves.items() if curve}
+        return replace(
+            self, curves=kept, journals=until(self.journals, moment), evaluated=min(self.evaluated, moment.step)
+        )
 
 
 @dataclass(frozen=True)
@@ -56,21 +85,16 @@ class RunState:
 
     Attributes:
         status: "waiting" (nothing was told yet), "running", "ended" or "failed".
-        step: Training steps done, at the last event.
+        step: Training steps done, at the last event; those that count.
         began: When its first event was told.
         last: When its last event was told.
         why: Why it ended.
-        curves: Figures of evaluations, by name; what was rolled back is gone, and long ones are thinned out.
-        seeds: Seeds that something happened to, by layer and number.
         decisions: The last events that have a reason, oldest first.
         compiles: XLA compiles so far.
         compile_seconds: Time they took.
-        rollbacks: How often it went back to a sound state.
-        dropped: Events that sinks never got, by sink.
-        down: Why sinks take no events at the moment, by sink.
-        part: How often the run had been resumed at the last event.
-        sequence: Number of the last event.
-        missed: Events that never came to who reduces, by the gaps in their numbers.
+        past: Curves and seeds, as far as the run may go back in them.
+        undone: The same before each of the last times that it went back.
+        delivery: How its events come, the same for all runs of its `run_id`.
     """
 
     status: str = "waiting"
@@ -78,17 +102,52 @@ class RunState:
     began: datetime | None = None
     last: datetime | None = None
     why: str = ""
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    seeds: Mapping[tuple[str, int], SeedState] = field(default_factory=dict)
     decisions: tuple[Event, ...] = ()
     compiles: int = 0
     compile_seconds: float = 0.0
-    rollbacks: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    down: Mapping[str, str] = field(default_factory=dict)
-    part: int = 0
-    sequence: int = -1
-    missed: int = 0
+    past: Past = field(default_factory=Past)
+    undone: tuple[Past, ...] = ()
+    delivery: Delivery = field(default_factory=Delivery)
+
+    @property
+    def curves(self) -> Mapping[str, Curve]:
+        """Figures of evaluations, by name; what was rolled back is gone, and long ones are thinned out."""
+        return self.past.curves
+
+    @property
+    def seeds(self) -> dict[Place, SeedState]:
+        """Seeds that something happened to, by layer and number; after a rollback, as they were where it went to."""
+        return {place: journal[-1][1] for place, journal in self.past.journals.items()}
+
+    @property
+    def rollbacks(self) -> int:
+        """How often it went back to a sound state."""
+        return self.past.rollbacks
+
+    @property
+    def part(self) -> int:
+        """How often the run had been resumed at the last event of its `run_id`."""
+        return self.delivery.part
+
+    @property
+    def sequence(self) -> int:
+        """Number of the last event of its `run_id`."""
+        return self.delivery.sequence
+
+    @property
+    def missed(self) -> int:
+        """Events of its `run_id` that never came to who reduces, by the gaps in their numbers."""
+        return self.delivery.missed
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Events of its `run_id` that sinks never got, by sink."""
+        return self.delivery.dropped
+
+    @property
+    def down(self) -> Mapping[str, str]:
+        """Why sinks take no events of its `run_id` at the moment, by sink."""
+        return self.delivery.down
 
 
 def states(events: Iterable[Event], before: Mapping[Key, RunState] | None = None) -> dict[Key, RunState]:
@@ -100,24 +159,26 @@ def states(events: Iterable[Event], before: Mapping[Key, RunState] | None = None
     'running'
     """
     found = dict(before or {})
+    deliveries = {run_id: state.delivery for (run_id, _), state in found.items()}
     for event in events:
         key = event.run_id, event.run
-        found[key] = after(found.get(key, RunState()), event)
-    return found
+        state = replace(found.get(key, RunState()), delivery=deliveries.get(event.run_id, Delivery()))
+        found[key] = after(state, event)
+        deliveries[event.run_id] = found[key].delivery
+    return {
+        key: state if state.delivery is (now := deliveries[key[0]]) else replace(state, delivery=now)
+        for key, state in found.items()
+    }
 
 
 def after(state: RunState, event: Event) -> RunState:
     """The state of a run after an event; one that was told already changes nothing."""
     if (event.part, event.sequence) <= (state.part, state.sequence):
         return state
-    # A run that was resumed gives some numbers again.
-    gap = max(0, event.sequence - state.sequence - 1) if state.sequence >= 0 else 0
     state = replace(
         state,
-        part=event.part,
-        sequence=event.sequence,
-        missed=state.missed + gap,
-        step=event.step,
+        delivery=_delivered(state.delivery, event),
+        step=state.step if isinstance(event, Notice) else event.step,  # of the last event, wherever it went back to
         began=state.began or event.time,
         last=event.time,
         status="running" if state.status == "waiting" else state.status,
@@ -130,21 +191,56 @@ def after(state: RunState, event: Event) -> RunState:
         case Course():
             return _course(state, event)
         case Measurement():
-            return replace(state, curves=_longer(state.curves, event))
+            return replace(state, past=_measured(state.past, event))
         case Seed():
-            place = event.layer, event.seed
-            return replace(state, seeds={**state.seeds, place: _seed(state.seeds.get(place), event)})
+            at = Moment(event.step, DECIDED if event.step == state.past.evaluated else MEASURED)
+            return replace(state, past=replace(state.past, journals=happened(state.past.journals, event, at)))
         case Health(event="rollback" | "give_up"):
-            return _back(replace(state, rollbacks=state.rollbacks + 1), event)
-        case Notice():
-            return _noticed(state, event)
+            return _back(state, event)
     return state
 
 
+def _delivered(before: Delivery, event: Event) -> Delivery:
+    # A run that was resumed gives some numbers again.
+    gap = max(0, event.sequence - before.sequence - 1) if before.sequence >= 0 else 0
+    now = replace(before, part=event.part, sequence=event.sequence, missed=before.missed + gap)
+    if event.part > before.part:  # another process, with sinks of its own
+        now = replace(now, down={})
+    return _noticed(now, event) if isinstance(event, Notice) else now
+
+
+def _noticed(now: Delivery, event: Notice) -> Delivery:
+    sink, total = str(event.figures.get("sink", "")), event.figures.get("total")
+    down = {name: why for name, why in now.down.items() if name != sink}
+    match event.event:
+        case "sink_down":
+            return replace(now, down={**down, sink: event.reason})
+        case "sink_up":
+            return replace(now, down=down)
+        case "drops" if isinstance(total, int):
+            return replace(now, dropped={**now.dropped, sink: total})
+    return now
+
+
 def _course(state: RunState, event: Course) -> RunState:
-    ended = event.event in ("end", "failed")
-    state = replace(state, status=_STATUS[event.event], why=event.reason if ended else "")
-    return state if ended else replace(state, curves=_until(state.curves, event.step))
+    match event.event:
+        case "start":  # from the beginning, even if something was told of this run before
+            past = Past(state.past.until(Moment(event.step, WITHIN)).curves)
+            return replace(state, status="running", why="", past=past, undone=())
+        case "resume":
+            return _resumed(replace(state, status="running", why=""), event)
+    return replace(state, status="ended" if event.event == "end" else "failed", why=event.reason)
+
+
+def _resumed(state: RunState, event: Course) -> RunState:
+    """A run that goes on from a checkpoint: what came after it did not happen, rollbacks included."""
+    rollbacks, past = event.figures.get("rollbacks"), state.past
+    if isinstance(rollbacks, int):  # histories of before it was told have none
+        older = [each for each in state.undone if each.rollbacks == rollbacks]
+        past = replace(older[-1] if older and rollbacks < past.rollbacks else past, rollbacks=rollbacks)
+    order = MEASURED if event.figures.get("undecided") else DECIDED  # what was decided there is decided again
+    past = replace(past.until(Moment(event.step, order)), evaluated=event.step)
+    return replace(state, past=past, undone=tuple(each for each in state.undone if each.rollbacks < past.rollbacks))
 
 
 def _back(state: RunState, event: Health) -> RunState:
@@ -152,39 +248,18 @@ def _back(state: RunState, event: Health) -> RunState:
     to = event.figures.get("back_to")
     step = to if isinstance(to, int) else event.step
     culled = str(event.figures.get("culled", "")).split(", ")
-    seeds = {
-        (layer, seed): SeedState("culled", step) if f"{layer or '(root)'}[{seed}]" in culled else known
-        for (layer, seed), known in state.seeds.items()
-    }
-    return replace(state, step=step, curves=_until(state.curves, step), seeds=seeds)
+    past = state.past.until(Moment(step, WITHIN))
+    now = replace(
+        past, journals=put_back(state.past.journals, step, culled), evaluated=step, rollbacks=past.rollbacks + 1
+    )
+    return replace(state, step=step, past=now, undone=(*state.undone[1 - _BACK :], state.past))
 
 
-def _noticed(state: RunState, event: Notice) -> RunState:
-    sink, total = str(event.figures.get("sink", "")), event.figures.get("total")
-    down = {name: why for name, why in state.down.items() if name != sink}
-    match event.event:
-        case "sink_down":
-            return replace(state, down={**down, sink: event.reason})
-        case "sink_up":
-            return replace(state, down=down)
-        case "drops" if isinstance(total, int):
-            return replace(state, dropped={**state.dropped, sink: total})
-    return state
-
-
-def _seed(known: SeedState | None, event: Seed) -> SeedState:
-    known = known or SeedState("dormant", event.step)
-    match event.event:
-        case "alpha":
-            alpha = event.figures.get("alpha")
-            return replace(known, alpha=float(alpha)) if isinstance(alpha, int | float) else known
-        case "germinate":
-            return SeedState("training", event.step, 0.0, str(event.figures.get("blueprint", "")))
-        case "load":
-            return SeedState("grafting", event.step, None, str(event.figures.get("blueprint", "")))
-        case "declined" | "remove":
-            return SeedState("dormant", event.step)
-    return replace(known, state=event.event, since=event.step, alpha=_ALPHA.get(event.event, 0.0))
+def _measured(past: Past, event: Measurement) -> Past:
+    past = replace(past, curves=_longer(past.curves, event))
+    if event.event != "evaluate":
+        return past
+    return replace(past, journals=failed(past.journals, event.figures, event.step), evaluated=event.step)
 
 
 def _longer(curves: Mapping[str, Curve], event: Measurement) -> dict[str, Curve]:
@@ -194,10 +269,6 @@ def _longer(curves: Mapping[str, Curve], event: Measurement) -> dict[str, Curve]
             curve = (*found.get(name, ()), (event.step, float(value)))
             found[name] = curve if len(curve) <= _POINTS else (*curve[:-1:2], curve[-1])
     return found
-
-
-def _until(curves: Mapping[str, Curve], step: int) -> dict[str, Curve]:
-    return {name: tuple(point for point in curve if point[0] <= step) for name, curve in curves.items()}
 
 
 def latest(curve: Curve) -> float:

@@ -218,11 +218,11 @@ def fit(
             rehearse(model, course.plans)
         if said:
             books.note(Record(run.done, "library", said), run)
-        began = Record(resume.done, "resume") if resume else Record(0, "start")
+        began = _began(resume)
         course_figures: Figures = {"steps": steps, "every": every}
         if chosen:
             course_figures |= {"blend_steps": growth.blend_steps, "schedule": growth.schedule}
-        books.note(replace(began, reason="small operations compiled", figures=course_figures), run)
+        books.note(replace(began, figures=course_figures | began.figures), run)
         if resume:
             run.resume(resume)
         run.go()
@@ -230,6 +230,17 @@ def fit(
             keeper.keep(run)
             keeper.close()
         return _finished(run, minimised, held)
+
+
+def _began(resume: Checkpoint | None) -> Record:
+    """What is told first; of a checkpoint, what tells events that it holds from those of a future that is lost."""
+    told = "small operations compiled"
+    if resume is None:
+        return Record(0, "start", told)
+    rollbacks = sum(record.event in ("rollback", "give_up") for record in resume.records)
+    return Record(
+        resume.done, "resume", told, figures={"rollbacks": rollbacks, "undecided": resume.undecided is not None}
+    )
 
 
 def _drawn(

@@ -67,9 +67,9 @@ def test_a_rollback_takes_back_what_came_after_and_culls_who_is_to_blame():
     culled = {"back_to": 10, "culled": "head[0], (root)[1]"}
     state = of(
         *[evaluation(step, loss=1.0) for step in (5, 10, 15)],
-        Record(10, "active", "x", "head", 0),
-        Record(10, "active", "x", "", 1),
-        Record(10, "active", "x", "body", 0),
+        Record(8, "active", "x", "head", 0),
+        Record(8, "active", "x", "", 1),
+        Record(8, "active", "x", "body", 0),
         Record(20, "rollback", "the loss is not finite", figures=culled),
     )
     assert state.curves == {"loss": ((5, 1.0), (10, 1.0))} and (state.step, state.rollbacks) == (10, 1)
@@ -92,6 +92,32 @@ def test_sinks_that_are_down_and_what_they_missed():
     drops = Record(1, "drops", "x", figures={"sink": "redis", "total": 5})
     assert of(down, drops).down == {"redis": "start it"} and of(down, drops).dropped == {"redis": 5}
     assert of(down, drops, Record(1, "sink_up", figures={"sink": "redis"})).down == {}
+
+
+def test_what_is_of_all_runs_of_an_id_is_the_same_for_each():
+    """The grown run and its control share a bus: its numbers, and what it says of its sinks."""
+    down = Record(1, "sink_down", "start it", figures={"sink": "redis"})
+    drops = Record(2, "drops", "x", figures={"sink": "redis", "total": 5}, run="control")
+    up = Record(2, "sink_up", figures={"sink": "redis"}, run="control")
+    first = [evaluation(1), down, Record(1, "start", run="control"), evaluation(2)]
+    told = stamped(*first, drops, up, evaluation(3), Record(3, "evaluate", run="control"))
+    growth, control = states(told).values()
+    assert growth.missed == control.missed == 0 and growth.sequence == control.sequence == 7
+    assert growth.down == control.down == {} and growth.dropped == control.dropped == {"redis": 5}
+    assert (growth.step, control.step) == (3, 3) and len(growth.curves["train_loss"]) == 3
+    assert [state.down for state in states(told[:3]).values()] == [{"redis": "start it"}] * 2
+    assert [state.missed for state in states([*told[:2], *told[5:]]).values()] == [3, 3]
+    known = {}
+    for event in [*told, *told[3:]]:
+        known = states([event], known)
+    assert known == states(told)
+    assert shown(states(told[:5])).count("redis missed 5 events") == 1
+
+
+def test_a_run_that_goes_on_elsewhere_has_sinks_of_its_own():
+    (down,) = stamped(Record(1, "sink_down", "start it", figures={"sink": "redis"}))
+    resumed = event_of(Record(1, "resume"), run_id="r", sequence=1, seconds=1e9, part=1)
+    assert states([down, resumed])["r", "growth"].down == {}
 
 
 def test_several_runs_are_kept_apart():

@@ -1,0 +1,122 @@
+"""The seeds of a run as its events tell them, and what they were before: a run may go back there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from esper.lifecycle import LEADS_TO, LEGAL
+from esper.lifecycle import SeedLifecycleState as S
+from esper.telemetry.events import Scalar, Seed
+
+_KEPT = 32  # changes of a seed that are remembered
+_FROM_DORMANT = ("germinate", "load", "declined", "loading")  # events that only a seed without a kernel can have
+_ALPHA = {S.GRAFTING: None, S.ACTIVE: 1.0, S.FOSSILIZED: 1.0}
+
+WITHIN, MEASURED, DECIDED = range(3)
+"""What comes after what at a step. The training that leads to it; the governor keeps a sound state there. Changes of
+structure that are due, and the evaluation; a checkpoint is kept there. What is decided then."""
+
+Place = tuple[str, int]
+"""A layer, and which of its seeds."""
+
+
+class Moment(NamedTuple):
+    """A step, and how far things had come there."""
+
+    step: int
+    order: int
+
+
+@dataclass(frozen=True)
+class SeedState:
+    """A seed as its events tell it.
+
+    Attributes:
+        state: Name of its lifecycle's state, in lower case.
+        since: Step at which it was entered.
+        alpha: How far its kernel is blended in; None: it is rising.
+        blueprint: What its kernel was made by.
+    """
+
+    state: str
+    since: int
+    alpha: float | None = 0.0
+    blueprint: str = ""
+
+
+Journal = tuple[tuple[Moment, SeedState], ...]
+"""What a seed was, from when on: never empty, the last is what it is."""
+
+Journals = Mapping[Place, Journal]
+
+
+def told(journals: Journals, event: Seed, at: Moment) -> Journals:
+    """The journals after something happened to a seed."""
+    place = event.layer, event.seed
+    journal = journals.get(place, ())
+    if not journal and event.event in _FROM_DORMANT:
+        journal = ((Moment(0, WITHIN), SeedState("dormant", 0)),)
+    known = journal[-1][1] if journal else SeedState("dormant", event.step)
+    return {**journals, place: _longer(journal, at, _after(known, event))}
+
+
+def failed(journals: Journals, figures: Mapping[str, Scalar | list[Scalar]], step: int) -> Journals:
+    """The journals after an evaluation, which alone tells of kernels that failed within steps, and of the steps."""
+    found = dict(journals)
+    for name, since in figures.items():
+        layer, bracket, seed = name.removeprefix("failed ").rpartition("[")
+        is_failure = name.startswith("failed ") and bracket and seed[:-1].isdecimal()
+        if not is_failure or not isinstance(since, int | float) or not 0 <= since <= step:
+            continue
+        journal = found.get((layer, int(seed[:-1])), ())
+        known = journal[-1][1] if journal else SeedState("dormant", 0)
+        if (known.state, known.since) != ("error_recovery", since):
+            state = replace(known, state="error_recovery", since=int(since), alpha=0.0)
+            found[layer, int(seed[:-1])] = _longer(journal, Moment(int(since), WITHIN), state)
+    return found
+
+
+def until(journals: Journals, moment: Moment) -> dict[Place, Journal]:
+    """The journals as they were then; seeds of which nothing was known are not in them."""
+    cut = {place: tuple(each for each in journal if each[0] <= moment) for place, journal in journals.items()}
+    return {place: journal for place, journal in cut.items() if journal}
+
+
+def put_back(journals: Journals, step: int, blamed: Collection[str]) -> Journals:
+    """The journals after the run went back to where it was sound.
+
+    What was being prepared is withdrawn, and kernels that are blamed and were there already are culled.
+
+    Args:
+        journals: Until the run failed.
+        step: At which it was sound.
+        blamed: Seeds as layer[seed], the root's layer as (root).
+    """
+    found = until(journals, Moment(step, WITHIN))
+    for (layer, seed), journal in found.items():
+        known, to = journal[-1][1], None
+        if known.state == "loading":
+            to = SeedState("dormant", step)
+        elif f"{layer or '(root)'}[{seed}]" in blamed and S.CULLED in LEGAL[S[known.state.upper()]]:
+            to = replace(known, state="culled", since=step, alpha=0.0)
+        if to is not None:
+            found[layer, seed] = _longer(journal, Moment(step, DECIDED), to)
+    return found
+
+
+def _longer(journal: Journal, at: Moment, state: SeedState) -> Journal:
+    at = max(at, journal[-1][0]) if journal else at
+    return (*journal, (at, state))[-_KEPT:]
+
+
+def _after(known: SeedState, event: Seed) -> SeedState:
+    if event.event == "alpha":
+        alpha = event.figures.get("alpha")
+        return replace(known, alpha=float(alpha)) if isinstance(alpha, int | float) else known
+    state = LEADS_TO[event.event]
+    blueprint = known.blueprint
+    if event.event in ("germinate", "load", "declined", "remove"):  # the seed holds another kernel, or none
+        blueprint = str(event.figures.get("blueprint", "")) if state is not S.DORMANT else ""
+    return SeedState(state.name.lower(), event.step, _ALPHA.get(state, 0.0), blueprint)
