@@ -110,6 +110,29 @@ def test_prometheus_finds_the_latest_figures():
         urlopen(f"http://127.0.0.1:{port}/metrics")
 
 
+def test_prometheus_shows_what_a_run_went_back_to():
+    told = (
+        Record(5, "load", "from the library", "head", 0, {"blueprint": "mlp"}),
+        Record(5, "germinate", "why", "head", 1, {"blueprint": "mlp"}),
+        evaluation(10, loss=2.0),
+        Record(10, "active", "why", "head", 0),
+        Record(12, "grafting", "why", "head", 1),
+        evaluation(15, loss=9.0, other=1.0),
+        Record(20, "rollback", "it diverged", figures={"back_to": 10, "culled": "head[1]"}),
+        Record(20, "sink_down", "start it", figures={"sink": "redis"}),
+    )
+    sink = Prometheus()
+    for at, each in enumerate(told):
+        sink.write([event_of(each, run_id="r", sequence=at, seconds=1e9)])
+    found = asked(sink.port)
+    sink.close()
+    assert found["esper_step",] == 10 and found["esper_figure", "loss"] == 2.0
+    assert ("esper_figure", "other") not in found and found["esper_events_total", "evaluate"] == 2
+    states = {key[1:] for key in found if key[0] == "esper_seed_state"}
+    assert states == {("0", "grafting", "head"), ("1", "culled", "head")}
+    assert found["esper_seed_alpha", "1", "head"] == 0 and ("esper_seed_alpha", "0", "head") not in found
+
+
 def test_runs_have_registries_of_their_own_and_free_their_port():
     first, second = Prometheus(), Prometheus()
     first.write(events("first"))

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from esper.errors import MissingExtraError, TelemetryError
-from esper.telemetry.events import Event, Notice, Seed
+from esper.telemetry.events import Event
 from esper.telemetry.sinks.base import Sink
+from esper.telemetry.state import Key, RunState, latest, states
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
-_STATES = {"germinate": "training", "remove": "none"}  # events that are not named after the state they lead to
+    from prometheus_client.core import Metric
+
 _RUN = ("run_id", "run")
+_SEED = (*_RUN, "layer", "seed")
+_GAUGES = {
+    "esper_step": ("Training steps done.", _RUN),
+    "esper_last_event_seconds": ("When the last event happened, since the epoch.", _RUN),
+    "esper_figure": ("The latest value of a figure of evaluations.", (*_RUN, "name")),
+    "esper_seed_alpha": ("How far a seed's kernel is blended in; not there while it rises.", _SEED),
+    "esper_seed_state": ("1 for the state a seed is in.", (*_SEED, "state")),
+    "esper_dropped_events": ("Events that a sink never got.", ("run_id", "sink")),
+}
+_COUNTERS = {
+    "esper_events": ("Events so far.", (*_RUN, "event")),
+    "esper_compiles": ("XLA compiles so far.", _RUN),
+}
+
+Samples = dict[tuple[str, ...], float]
+"""The name of a figure and its labels, and its value."""
 
 
 class Prometheus(Sink):
@@ -35,22 +54,14 @@ class Prometheus(Sink):
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
         try:
-            from prometheus_client import CollectorRegistry, Counter, Gauge
+            from prometheus_client import CollectorRegistry
         except ImportError as error:
             raise MissingExtraError("Prometheus", "prometheus-client", "prometheus") from error
         self._host, self._asked = host, port
         self._registry = CollectorRegistry()
-        seed = (*_RUN, "layer", "seed")
-        own: dict[str, Any] = {"registry": self._registry}
-        self._step = Gauge("esper_step", "Training steps done.", _RUN, **own)
-        self._time = Gauge("esper_last_event_seconds", "When the last event happened, since the epoch.", _RUN, **own)
-        self._figure = Gauge("esper_figure", "The latest value of a figure of evaluations.", (*_RUN, "name"), **own)
-        self._alpha = Gauge("esper_seed_alpha", "How far a seed's kernel is blended in, as decided.", seed, **own)
-        self._state = Gauge("esper_seed_state", "1 for the state a seed is in.", (*seed, "state"), **own)
-        self._events = Counter("esper_events", "Events so far.", (*_RUN, "event"), **own)
-        self._compiles = Counter("esper_compiles", "XLA compiles so far.", _RUN, **own)
-        self._dropped = Gauge("esper_dropped_events", "Events that a sink never got.", ("run_id", "sink"), **own)
-        self._states: dict[tuple[str, ...], str] = {}
+        self._registry.register(self)
+        self._states: Mapping[Key, RunState] = {}
+        self._events = Counter[tuple[str, str, str]]()
         self._server: WSGIServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -63,8 +74,24 @@ class Prometheus(Sink):
         """Takes over the events' figures, and listens from the first time on."""
         if self._server is None:
             self._listen()
-        for event in events:
-            self._take(event)
+        self._states = states(events, self._states)
+        # Another one, since the server's thread may be reading this one.
+        self._events = self._events + Counter((event.run_id, event.run, event.event) for event in events)
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures as they are now; the registry asks for them."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        samples: Samples = {("esper_events", *told): count for told, count in self._events.items()}
+        for key, state in self._states.items():
+            samples |= _samples(key, state)
+        for kind, families in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, (about, labels) in families.items():
+                family = kind(name, about, labels=labels)
+                for (of, *values), value in samples.items():
+                    if of == name:
+                        family.add_metric(values, value)
+                yield family
 
     def close(self) -> None:
         """Stops listening, and frees the port."""
@@ -85,38 +112,19 @@ class Prometheus(Sink):
                 "give another prometheus_port or prometheus_host, or end what listens there"
             ) from error
 
-    def _take(self, event: Event) -> None:
-        of = {"run_id": event.run_id, "run": event.run}
-        self._events.labels(**of, event=event.event).inc()
-        self._step.labels(**of).set(event.step)
-        if event.time:
-            self._time.labels(**of).set(event.time.timestamp())
-        if event.compiles:
-            self._compiles.labels(**of).inc(event.compiles)
-        if isinstance(event, Notice):
-            self._notice(event)
-        elif isinstance(event, Seed):
-            self._seed(event, {**of, "layer": event.layer, "seed": str(event.seed)})
-        elif event.event in ("evaluate", "score"):
-            for name, value in event.figures.items():
-                if isinstance(value, int | float):
-                    self._figure.labels(**of, name=name).set(value)
 
-    def _notice(self, event: Notice) -> None:
-        total = event.figures.get("total")
-        if event.event == "drops" and isinstance(total, int):
-            self._dropped.labels(run_id=event.run_id, sink=str(event.figures.get("sink"))).set(total)
-
-    def _seed(self, event: Seed, place: dict[str, Any]) -> None:
-        if event.event == "alpha":
-            alpha = event.figures.get("alpha")
-            if isinstance(alpha, int | float):
-                self._alpha.labels(**place).set(alpha)
-            return
-        if event.event == "declined":
-            return
-        key, state = tuple(place.values()), _STATES.get(event.event, event.event)
-        if (before := self._states.get(key)) is not None:
-            self._state.remove(*key, before)
-        self._states[key] = state
-        self._state.labels(**place, state=state).set(1)
+def _samples(key: Key, state: RunState) -> Samples:
+    """What is known of a run."""
+    found: Samples = {("esper_step", *key): state.step, ("esper_compiles", *key): state.compiles}
+    if state.last:
+        found["esper_last_event_seconds", *key] = state.last.timestamp()
+    for name, curve in state.curves.items():
+        found["esper_figure", *key, name] = latest(curve)
+    for (layer, number), seed in state.seeds.items():
+        place = (*key, layer, str(number))
+        found["esper_seed_state", *place, seed.state] = 1
+        if seed.alpha is not None:
+            found["esper_seed_alpha", *place] = seed.alpha
+    for sink, dropped in state.dropped.items():
+        found["esper_dropped_events", key[0], sink] = dropped
+    return found
