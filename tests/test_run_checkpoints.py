@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from esper.configs import TamiyoSettings
 from esper.errors import ArgumentError, CorruptFileError, StateError
 from esper.growth.policy import Germinate, Transition
 from esper.lifecycle import SeedLifecycleState as S
+from esper.train import stored
 from esper.train.keeping import Checkpoints, newest
 
 KEY = jax.random.key(7)
@@ -183,6 +185,39 @@ def test_a_disk_that_fails_is_said_and_what_was_there_stays(tmp_path, monkeypatc
     monkeypatch.undo()
     assert newest(tmp_path) == before
     assert bit_equal(run(steps=20, resume=tmp_path), run(steps=20))
+
+
+@pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
+def test_a_forgiving_run_goes_on_past_a_disk_that_fails(background, tmp_path, monkeypatch, caplog):
+    write, calls = stored.write, []
+
+    def full_for_a_while(folder, content):
+        calls.append(folder)
+        if len(calls) < 3:
+            raise StateError("No space left on device")
+        write(folder, content)
+
+    monkeypatch.setattr("esper.train.stored.write", full_for_a_while)
+    found = run(checkpoints=Checkpoints(tmp_path, background=background, forgiving=True))
+    assert bit_equal(found, whole()) and newest(tmp_path).name.endswith("-step-40")
+    assert "no checkpoint is kept for now, training goes on: No space left on device" in caplog.text
+
+
+def test_a_forgiving_run_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
+    write, slow = stored.write, threading.Event()
+
+    def held_up(folder, content):
+        assert slow.wait(60)
+        write(folder, content)
+
+    def told(record, run):
+        if record.event == "evaluate" and record.step == 35:
+            slow.set()  # only now: all evaluations before have gone by
+
+    monkeypatch.setattr("esper.train.stored.write", held_up)
+    run(checkpoints=Checkpoints(tmp_path, keep=9, forgiving=True), callbacks=[told])
+    kept = [path.name for path in sorted(tmp_path.iterdir())]
+    assert (kept[0], kept[-1][7:]) == ("000001-step-5", "step-40") and len(kept) <= 4
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}, {"keep": True}, {"every": 1.5}])

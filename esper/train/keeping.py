@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esper.errors import ArgumentError
+from esper.errors import ArgumentError, StateError
 from esper.growth.policy import Policy
 from esper.jax_backend.devices import is_main, is_spread
 from esper.persistence.folder import is_whole, remove_folder
@@ -22,6 +23,7 @@ from esper.train.unobtrusive import unobtrusive
 if TYPE_CHECKING:
     from esper.train.run import Run
 
+_LOG = logging.getLogger("esper.job")
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
 
 
@@ -34,6 +36,8 @@ class Checkpoints:
         every: Evaluations from one to the next.
         keep: How many stay; older ones are removed.
         background: Whether they are written while training goes on.
+        forgiving: Whether training goes on, with a warning, where one cannot be written, and does without one at an
+            evaluation where the last is still being written.
 
     Raises:
         ArgumentError: `every` or `keep` is below 1.
@@ -43,6 +47,7 @@ class Checkpoints:
     every: int = 1
     keep: int = 3
     background: bool = True
+    forgiving: bool = False
 
     def __post_init__(self) -> None:
         for name in ("every", "keep"):
@@ -84,7 +89,7 @@ class Keeper:
         """Keeps the run as it is at an evaluation."""
         if record.event == "evaluate":
             self._evaluations += 1
-            if self._evaluations % self._where.every == 0:
+            if self._evaluations % self._where.every == 0 and not (self._where.forgiving and self._is_writing):
                 self.keep(run)
 
     def keep(self, run: Run) -> None:
@@ -99,7 +104,12 @@ class Keeper:
             self._thread = threading.Thread(target=self._behind, args=(checkpoint,), name="esper-checkpoint")
             self._thread.start()
         else:
-            self._write(checkpoint)
+            self._attempt(checkpoint)
+            self.close()
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Waits until nothing is being written any more."""
@@ -114,15 +124,21 @@ class Keeper:
             StateError: It could not be written.
         """
         self.wait()
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self._error is None:
+            return
+        error, self._error = self._error, None
+        if not self._where.forgiving or not isinstance(error, StateError | OSError):
             raise error
+        _LOG.warning("no checkpoint is kept for now, training goes on: %s", error)
 
     def _behind(self, checkpoint: Checkpoint) -> None:
+        with unobtrusive():
+            self._attempt(checkpoint)
+
+    def _attempt(self, checkpoint: Checkpoint) -> None:
         try:
-            with unobtrusive():
-                self._write(checkpoint)
-        except BaseException as error:  # raised again in the thread that trains
+            self._write(checkpoint)
+        except BaseException as error:  # raised again in the thread that trains, by `close`
             self._error = error
 
     def _write(self, checkpoint: Checkpoint) -> None:
