@@ -6,9 +6,10 @@ The run folder's `network.json` is this, and what `model.show()` draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
@@ -26,6 +27,9 @@ from esper.program.outline import Part, module_types, outline
 from esper.program.sizes import value
 
 _BATCH = 2  # the least that captures for any batch cover
+
+# Counting traces the whole forward, and a run that grows is described again and again with the same one.
+_WORK: MutableMapping[Program, list[int | None]] = WeakKeyDictionary()
 
 Gains = Mapping[tuple[str, int], tuple[float, float]]
 """Held-out gain of kernels and its standard error, by layer and seed."""
@@ -137,6 +141,13 @@ def _size(model: Any, name: str) -> int:
 
 def _work(model: Any, program: Program, parts: Sequence[Part]) -> list[int | None]:
     """Floating-point operations of each part for one example; None where a call cannot be traced for its sizes."""
+    found = _WORK.get(program)
+    if found is None:
+        found = _WORK[program] = _counted(model, program, parts)
+    return found
+
+
+def _counted(model: Any, program: Program, parts: Sequence[Part]) -> list[int | None]:
     sizes = _sizes(program)
     if sizes is None:
         return [None] * len(parts)

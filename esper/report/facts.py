@@ -72,6 +72,7 @@ def facts(run: RunData) -> Facts:
     layers = list(run.network["layers"]) if run.network else []
     kernels = [kernel for layer in layers for kernel in layer.get("kernels") or ()]
     part, before, after = _before_and_after(run.events)
+    ended = bool(run.network) and run.drawn_at is None  # else a kernel that takes part may still be culled
     return Facts(
         part=part,
         before=before,
@@ -79,7 +80,7 @@ def facts(run: RunData) -> Facts:
         control=_end(run.control, part),
         germinated=sum(event.event == "germinate" for event in run.events),
         loaded=sum(event.event == "load" for event in run.events),
-        stayed=sum(_takes_part(kernel) for kernel in kernels) if run.network else _fossilised(run.events),
+        stayed=sum(_takes_part(kernel) for kernel in kernels) if ended else _fossilised(run.events),
         flops=_sum(phases, "flops"),
         seconds=_sum(phases, "seconds"),
         host_flops=_total(layers),

@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from esper.drawing.network import SCHEMA_VERSION as NETWORK_VERSION
 from esper.errors import ArgumentError, RunFolderError
 from esper.report.bounds import cut
 
 HISTORY = "history.jsonl"
+JOURNAL = "job.json"
 EVENT_VERSION = 1
 """Major version of the events' envelope; lines without an envelope are of this one."""
 
@@ -53,6 +55,26 @@ class Event:
         return float(value) if isinstance(value, int | float) else math.nan
 
 
+class Happening(Protocol):
+    """What a record of a run, and an event that is made of it, have in common."""
+
+    @property
+    def step(self) -> int: ...  # noqa: D102
+    @property
+    def event(self) -> str: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
+    def layer(self) -> str | None: ...  # noqa: D102
+    @property
+    def seed(self) -> int | None: ...  # noqa: D102
+    @property
+    def figures(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+H = TypeVar("H", bound=Happening)
+
+
 @dataclass(frozen=True)
 class RunData:
     """What is known of a run.
@@ -65,6 +87,7 @@ class RunData:
         ledger: As `Ledger.as_dict` made it; None: not there.
         certificate: Of the module that was given back; None: not there.
         network: As `esper.jax_backend.description` made it; None: not there.
+        can_resume: Whether it keeps what `esper grow --resume` goes on from.
         notes: What could not be read, and why.
     """
 
@@ -75,7 +98,14 @@ class RunData:
     ledger: Mapping[str, Any] | None = None
     certificate: Mapping[str, Any] | None = None
     network: Mapping[str, Any] | None = None
+    can_resume: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def drawn_at(self) -> int | None:
+        """The step at which the network was as it is here, if that was before the run's end."""
+        step = (self.network or {}).get("step")
+        return step if isinstance(step, int) else None
 
     @property
     def is_running(self) -> bool:
@@ -132,6 +162,7 @@ def run(folder: str | Path, name: str | None = None) -> RunData:
         ledger=files["ledger"],
         certificate=files["certificate"],
         network=network,
+        can_resume=(place / JOURNAL).is_file(),
         notes=tuple(notes + said),
     )
 
@@ -237,17 +268,17 @@ def told_once(events: list[Event]) -> tuple[list[Event], list[str]]:
     return [event for event in once if event.event not in NOTICES], notes
 
 
-def gone_on(events: tuple[Event, ...]) -> tuple[Event, ...]:
+def gone_on(events: tuple[H, ...]) -> tuple[H, ...]:
     """The events that count: without those of futures that were lost when the run was resumed from before them."""
-    kept: list[Event] = []
+    kept: list[H] = []
     again: set[tuple[Any, ...]] = set()
     for event in events:
         if event.event == "start":
-            kept = _before_the_start(kept)
+            kept, again = _before_the_start(kept), set()
         elif event.event == "resume":
             kept = _until_the_checkpoint(kept, event)
-            again = {_happening(known) for known in kept if known.step == event.step}
-        elif _happening(event) in again:
+            again = {happening(known) for known in kept if known.step == event.step}
+        elif happening(event) in again:
             continue
         else:  # a run that goes back comes to the step once more
             again = {told for told in again if told[0] == event.step}
@@ -255,30 +286,32 @@ def gone_on(events: tuple[Event, ...]) -> tuple[Event, ...]:
     return tuple(kept)
 
 
-def _before_the_start(events: list[Event]) -> list[Event]:
+def _before_the_start(events: list[H]) -> list[H]:
     """What is told before a start; one that comes after another, of a run without a checkpoint, begins anew."""
-    started = any(event.event == "start" for event in events)
-    return [event for event in events[-1:] if event.event == "library"] if started else events
+    if not any(event.event == "start" for event in events):
+        return events
+    return list(takewhile(lambda event: event.event == "library", reversed(events)))[::-1]
 
 
-def _until_the_checkpoint(events: list[Event], resume: Event) -> list[Event]:
+def _until_the_checkpoint(events: list[H], resume: H) -> list[H]:
     """The events that a checkpoint holds, as far as the resume tells: older ones tell the step alone."""
     kept = [event for event in events if event.event not in ("end", "failed")]
     back = [at for at, event in enumerate(kept) if event.event in GOING_BACK]
-    held = 0
-    if (rollbacks := resume.number("rollbacks")) >= 0:
+    held, rollbacks = 0, resume.figures.get("rollbacks")
+    if isinstance(rollbacks, int | float) and rollbacks >= 0:
         count = int(min(rollbacks, len(back)))
         kept, held = kept[: back[count]] if count < len(back) else kept, back[count - 1] + 1 if count else 0
     while len(kept) > held and kept[-1].step > resume.step:
         kept.pop()
-    if resume.number("undecided") == 1:  # what was decided there is decided again
+    if resume.figures.get("undecided") == 1:  # what was decided there is decided again
         ends = [at for at, known in enumerate(kept) if known.event == "evaluate" and known.step == resume.step]
         last = ends[-1] if ends else len(kept)
         kept = kept[: last + 1] + [event for event in kept[last + 1 :] if event.event == "library"]
     return kept
 
 
-def _happening(event: Event) -> tuple[Any, ...]:
+def happening(event: Happening) -> tuple[Any, ...]:
+    """What tells an event from another one; the same after a resume."""
     return event.step, event.event, event.layer, event.seed, event.reason
 
 

@@ -205,6 +205,9 @@ def test_a_run_that_failed_says_of_what(tmp_path, page):
     text = page(folder(tmp_path / "a", events)).text
     assert "The run ended with an error." in text and "It failed at step 55: out of memory" in text
     assert "Still running" not in text and "step 55 of 100" in text
+    bare = page(folder(tmp_path / "b", events, ledger=None, certificate=None)).text
+    for name in ("ledger.json", "certificate.json"):
+        assert f"Not there: the run ended with an error before it has written {name}." in bare
 
 
 def test_events_of_a_newer_version_are_among_the_decisions(tmp_path, page):
@@ -252,6 +255,33 @@ def test_a_run_that_goes_on_is_reported_as_far_as_it_is(tmp_path, page):
     text = page(place).text
     for wanted in ("Still running", "at step 60 of 100", "has not written ledger.json", "network.json", "certificate"):
         assert wanted in text
+
+
+def test_a_run_that_goes_on_shows_its_network_as_it_was_and_says_what_is_not_there_yet(tmp_path, page):
+    events = [event for event in history() if event["run"] == "growth" and event["step"] <= 45]
+    held = network([layer(kernels=[kernel(state="GRAFTING", alpha=0.5, gain=None, gain_stderr=None)]), layer("2")])
+    place = folder(tmp_path / "a", events, ledger=None, certificate=None, network_=held | {"step": 40})
+    text = page(place).text
+    for wanted in (
+        "1 kernel germinated and none stayed",  # which nobody knows before the end
+        "Not there yet: the test scores at its end, the network at its end, where the work went, the certificate.",
+        "As it was at step 40; what kernels gain is known when the run has ended.",
+        "Not there yet: the run has not written ledger.json; it does so when it has grown to its end.",
+        "Not there yet: the run has not written certificate.json; it does so when it gives the torch module back.",
+        "3 more seeds have been dormant so far.",
+        "mlp(width=16)",
+    ):
+        assert wanted in text
+    assert "--resume" not in text
+    (place / "job.json").write_text("{}")
+    assert "If it was stopped, `esper grow CONFIG --resume` goes on with it." in page(place).text
+
+
+def test_a_control_run_that_goes_on_is_all_that_is_missing(tmp_path, page):
+    events = [event for event in history() if event["run"] == "growth" or event["step"] <= 30]
+    text = page(folder(tmp_path / "a", events)).text
+    assert "The control run is at step 30 of 100. Not there yet: the end of the control run." in text
+    assert "Not there yet: the run has not" not in text
 
 
 def test_a_headline_compares_only_scores_of_the_same_part(tmp_path, page):

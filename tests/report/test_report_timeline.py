@@ -225,6 +225,13 @@ def test_a_kernel_that_failed_before_it_was_sound_has_failed_after_going_back():
     assert found.spans[-1] == Span(50, 100, "ERROR_RECOVERY")
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again():
+    fits = record(0, "library", "2 validated kernels fit")
+    before = [fits, START, evaluation(10, 1.0), record(10, "hold", "not yet")]
+    found = gone_on(events(*before, fits, START, evaluation(10, 1.0), evaluation(20, 0.9)))
+    assert [(e.step, e.event) for e in found] == [(0, "library"), (0, "start"), (10, "evaluate"), (20, "evaluate")]
+
+
 def test_the_curves_and_scores_of_a_run():
     held = [plain for plain in history() if plain["run"] == "growth"]
     found = events(*held)

@@ -18,7 +18,7 @@ def ledger(run: RunData, place: Place) -> Markup:
     """The section on the ledger."""
     title, phases = "Where the work went", _phases(run.ledger)
     if not phases:
-        return section(place, "ledger", title, lead="The run has not written ledger.json; it does so at its end.")
+        return section(place, "ledger", title, lead=_missing(run, "ledger.json", "when it has grown to its end"))
     bars = []
     for measure, said in (("flops", "Floating-point operations by phase"), ("seconds", "Wall time by phase")):
         shares = _shares(phases, measure)
@@ -37,6 +37,13 @@ def ledger(run: RunData, place: Place) -> Markup:
         _kernels(run.ledger or {}),
         lead="FLOPs are counted on the programs, not measured. A background thread's compiles run beside the training.",
     )
+
+
+def _missing(run: RunData, file: str, when: str) -> str:
+    """What is to be said in place of a section whose file is not there."""
+    if run.failure:
+        return f"Not there: the run ended with an error before it has written {file}."
+    return f"{'Not there yet: the' if run.is_running else 'The'} run has not written {file}; it does so {when}."
 
 
 def _phases(held: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
@@ -126,7 +133,7 @@ def certificate(run: RunData, place: Place) -> Markup:
     """The section on the certificate."""
     held, title = run.certificate, "Certificate"
     if held is None:
-        said = "The run has not written certificate.json; it does so when it gives the torch module back."
+        said = _missing(run, "certificate.json", "when it gives the torch module back")
         return section(place, "certificate", title, lead=said)
     worst = held.get("max_rel")
     lead = "The grown model against the torch module that it gave back, on the test part."

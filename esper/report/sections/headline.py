@@ -10,7 +10,7 @@ from esper.drawing.markup import Markup, join, tag
 from esper.report.elements import Place, section
 from esper.report.facts import Facts, Reached, facts
 from esper.report.read import RunData
-from esper.report.timeline import end_step, last_step, planned_steps
+from esper.report.timeline import end_step, last_step, planned_steps, scores
 
 
 def headline(run: RunData, place: Place) -> Markup:
@@ -72,8 +72,9 @@ def _counted(count: int, name: str) -> str:
 
 
 def _status(run: RunData) -> Markup | None:
+    on = " `esper grow CONFIG --resume` goes on with it." if run.can_resume else ""
     if run.failure:
-        said = f"It failed at step {whole(run.failure.step)}: {run.failure.reason or 'no reason was recorded'}"
+        said = f"It failed at step {whole(run.failure.step)}: {run.failure.reason or 'no reason was recorded'}.{on}"
         return tag("p", tag("strong", "The run ended with an error. "), said, class_="status", role="note")
     if not run.is_running:
         return None
@@ -84,10 +85,24 @@ def _status(run: RunData) -> Markup | None:
     return tag(
         "p",
         tag("strong", "Still running, or stopped before its end. "),
-        f"{which} at step {whole(stands)} of {whole(planned)}{when}. What a run writes at its end is missing here.",
+        f"{which} at step {whole(stands)} of {whole(planned)}{when}. Not there yet: {', '.join(_not_yet(run))}.",
+        f" If it was stopped,{on}" if on else None,
         class_="status",
         role="note",
     )
+
+
+def _not_yet(run: RunData) -> list[str]:
+    """What a run that goes on has not given yet."""
+    scored = "end" in scores(run.events)
+    there = {
+        "the test scores at its end": scored,
+        "the network at its end": run.network is not None and run.drawn_at is None,
+        "where the work went": run.ledger is not None,
+        "the certificate": run.certificate is not None,
+    }
+    missing = [name for name, found in there.items() if not found]
+    return missing + (["the end of the control run"] if run.control or not missing else [])
 
 
 def _card(title: str, value: str, *lines: Any) -> Markup:

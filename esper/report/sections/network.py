@@ -31,11 +31,14 @@ def network(run: RunData, place: Place) -> Markup:
         folded("The network as a table", _table(layers)),
         tall="The network's layers" if len(rows(layers)) > _TALL else "",
     )
-    return section(place, "network", title, _kernels(layers), figure, lead=_lead(run.network))
+    return section(place, "network", title, _kernels(layers), figure, lead=_lead(run))
 
 
-def _lead(held: Mapping[str, Any]) -> str:
+def _lead(run: RunData) -> str:
+    at = run.drawn_at
+    when = "" if at is None else f"As it was at step {whole(at)}; what kernels gain is known when the run has ended. "
     return (
+        f"{when}"
         "Layers in order of the forward. Bars are in proportion to parameters: grey for the host's own, "
         "coloured for kernels, each beside the layer that it grew in."
     )

@@ -80,6 +80,8 @@ def _asleep(run: RunData, awake: int) -> str:
     rest = len(places) * each - awake if isinstance(each, int) else 0
     if rest <= 0:
         return ""
+    if run.is_running:
+        return f"{whole(rest)} more seed{' has' if rest == 1 else 's have'} been dormant so far."
     return f"{whole(rest)} more seed{' was' if rest == 1 else 's were'} dormant throughout."
 
 
