@@ -39,6 +39,10 @@ class RunFolderError(EsperError, FileNotFoundError):
     """A run folder that is not there, or lacks what a run writes."""
 
 
+class RunFinishedError(EsperError, ValueError):
+    """A run is to be gone on with that has come to its end."""
+
+
 class MissingExtraError(EsperError, ImportError):
     """An optional package is needed that is not installed."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,22 @@ from esper.errors import ConfigError, ParityError
 from esper.jax_backend.description import description, gains_of
 from esper.jax_backend.devices import is_main
 from esper.jax_backend.model import MorphableModel
+from esper.journal import Journal, Stage, begun, check_begun, found
 from esper.library.publishing import Published
 from esper.lifecycle import SeedLifecycleState
 from esper.parity import Agreement, compare, tolerance
+from esper.persistence.folder import write_file
 from esper.shelf import shelf
 from esper.telemetry.assemble import bus_of
-from esper.telemetry.bus import Bus, new_run_id
-from esper.telemetry.convert import event_of
-from esper.telemetry.folder import claimed, set_aside, write_again
+from esper.telemetry.bus import Bus
+from esper.telemetry.folder import CHECKPOINTS, claimed, set_aside, write_again
+from esper.told import Listen, Told
 from esper.train.data import SHAPES, Dataset, load
+from esper.train.drawn import NetworkFile
 from esper.train.history import Record
 from esper.train.loop import Result, grow
+
+_LOG = logging.getLogger("esper.job")
 
 _PLAIN = {
     "history": "history.jsonl",
@@ -70,12 +75,14 @@ def run(
     *,
     control: bool = True,
     output_dir: str | Path | None = None,
+    resume: bool = False,
     watch: Callable[[int], None] = lambda step: None,
     listen: Callable[[Record], None] = lambda record: None,
 ) -> Job:
     """Wraps the host, checks it against eager torch, trains and grows it, unwraps it, writes it.
 
-    Events are written to `history.jsonl` in the folder while it runs, and go wherever else the configuration says.
+    Events are written to `history.jsonl` in the folder while it runs, and go wherever else the configuration says;
+    `network.json` is the network as it is at each evaluation.
     While it grows, `esper config set` may change settings of it by way of that folder. What an earlier run told there
     is renamed, `history.<run_id>.jsonl` and so on, once this one begins.
 
@@ -83,24 +90,91 @@ def run(
         config: What to do; every section of it is checked first.
         control: Whether to train the host alone as well, for as many steps.
         output_dir: Where to write, instead of the configured directory.
+        resume: Whether to go on with the run that was stopped in that folder, as if it had not been.
         watch: Told the number of every step, both runs counted together.
         listen: Told every event.
 
     Raises:
-        EsperError: The configuration, the host or the data do not do, or another run is writing to the folder.
+        RunFinishedError: The run to go on with has come to its end.
+        EsperError: The configuration, the host or the data do not do, another run is writing to the folder, or it
+            holds none to go on with, or one of another configuration.
     """
     config.check()
     place = Path(output_dir or config.training_settings().output_dir)
+    if resume:
+        check_begun(place)
     with claimed(place) if is_main() else nullcontext():
-        return _run(config, place, control=control, watch=watch, listen=listen)
+        journal = found(place, config) if resume else begun(place, config)
+        return _run(config, journal, control=control, watch=watch, listen=listen)
 
 
-def _run(
-    config: EsperConfig, place: Path, *, control: bool, watch: Callable[[int], None], listen: Callable[[Record], None]
-) -> Job:
+def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callable[[int], None], listen: Listen) -> Job:
+    training = config.training_settings()
+    host, data = _given(training)
+    with policy_of(config, journal.run_id) as policy, _bus(config, journal) as bus:
+        told = Told(journal.place, bus, listen, resumed=journal.resumed)
+        grown = journal.stage != "growth"  # by a process before, which has told it
+        tell = (lambda record: told.recall([record])) if grown else told
+        with shelf(config, journal.run_id, tell) as library:
+            model = wrap(
+                host, training.target_layers, training.seeds_per_layer, training.cache_size_mb, library=library.opened
+            )
+            agreement = parity(host, model, data)
+            look = _unseen if grown else watch
+            kept = _kept(journal, "growth", told) | {"policy": policy, "draw": library.draw}
+            growth = _grown(config, journal, model, data, watch=look, listen=tell, **kept)
+            trained = unwrap(growth.model, probe=_tensor(data))
+            certificate: Any = trained.esper_certificate
+            files = _write(journal.place, trained, growth, certificate)  # before a library could disturb anything
+            if grown:
+                growth = _with_published(growth, journal, tell)
+            else:
+                growth, published = library.publish(growth)
+                journal = journal.reached("control", published)
+        alone = None
+        if control:
+            still = config.tamiyo_settings().model_copy(update={"policy": "none"})
+            kept = _kept(journal, "control", told)
+            alone = grow(model, data, training, still, name="control", watch=watch, listen=told, **kept)
+    lost = {name: counts.dropped for name, counts in bus.counts().items() if counts.dropped}
+    if "jsonl" in lost:
+        write_again(journal.place, told.events())
+    journal = journal.reached("ended")
+    return Job(agreement, growth, alone, certificate, files, journal.published, lost)
+
+
+def _grown(config: EsperConfig, journal: Journal, model: MorphableModel, data: Dataset, **outside: Any) -> Result:
+    """The run that grows; `network.json` shows its network meanwhile."""
+    updates = journal.place if jax.process_count() == 1 else None  # several would meet a change at different steps
+    settings = config.training_settings(), config.tamiyo_settings()
+    if not is_main():
+        return grow(model, data, *settings, updates=updates, **outside)
+    with closing(NetworkFile(journal.place)) as drawn:
+        return grow(model, data, *settings, updates=updates, callbacks=[drawn], **outside)
+
+
+def _kept(journal: Journal, name: Stage, told: Told) -> dict[str, Any]:
+    """What a run keeps, and what it goes on from."""
+    return {"checkpoints": journal.checkpoints(name), "resume": journal.point(name), "recall": told.recall}
+
+
+def _with_published(growth: Result, journal: Journal, tell: Listen) -> Result:
+    """The result with the record of what a process before has published."""
+    if journal.published is None:
+        return growth
+    record = Record(growth.records[-1].step, "library", str(journal.published))
+    tell(record)
+    return replace(growth, records=(*growth.records, record))
+
+
+def _unseen(step: int) -> None:
+    """Nobody counts it."""
+
+
+def _given(training: TrainingSettings) -> tuple[Any, Dataset]:
+    """The host and the data; the same for the same settings."""
     from esper.torch_frontend.hosts import load_host, wants_images
 
-    training, tamiyo = config.training_settings(), config.tamiyo_settings()
     host_key, data_key = jax.random.split(jax.random.key(training.key))
     entropy = int(jax.random.bits(host_key, dtype="uint32"))
     host = load_host(training.model, shape=SHAPES[training.data], entropy=entropy)
@@ -111,49 +185,30 @@ def _run(
         test_fraction=training.test_fraction,
         validation_fraction=training.validation_fraction,
     )
-    run_id = new_run_id()
-    said: list[tuple[Record, float]] = []
-    with policy_of(config, run_id) as policy, _bus(config, place, run_id) as bus:
-
-        def told(record: Record) -> None:
-            bus.publish(record)
-            said.append((record, time.time()))
-            listen(record)
-
-        with shelf(config, run_id, told) as library:
-            model = wrap(
-                host, training.target_layers, training.seeds_per_layer, training.cache_size_mb, library=library.opened
-            )
-            agreement = parity(host, model, data)
-            updates = place if jax.process_count() == 1 else None  # several would meet a change at different steps
-            outside = {"policy": policy, "draw": library.draw, "updates": updates}
-            growth = grow(model, data, training, tamiyo, watch=watch, listen=told, **outside)
-            trained = unwrap(growth.model, probe=_tensor(data))
-            certificate: Any = trained.esper_certificate
-            files = _write(place, trained, growth, certificate)  # before anything that a library could disturb
-            growth, published = library.publish(growth)
-        alone = None
-        if control:
-            still = tamiyo.model_copy(update={"policy": "none"})
-            alone = grow(model, data, training, still, name="control", watch=watch, listen=told)
-    lost = {name: counts.dropped for name, counts in bus.counts().items() if counts.dropped}
-    if "jsonl" in lost:
-        pairs = enumerate(said)
-        write_again(place, [event_of(one, run_id=run_id, sequence=at, seconds=when) for at, (one, when) in pairs])
-    return Job(agreement, growth, alone, certificate, files, published, lost)
+    return host, data
 
 
-def _bus(config: EsperConfig, place: Path, run_id: str) -> Bus:
+def _bus(config: EsperConfig, journal: Journal) -> Bus:
     """Where the run is told; one process of several tells it."""
     if not is_main():
-        return Bus(run_id=run_id)
-    bus = bus_of(config, place, run_id)
+        return Bus(run_id=journal.run_id)
+    bus = bus_of(config, journal.place, journal.run_id, resume=journal.resumed)
     try:
-        set_aside(place)  # after what may keep the run from beginning; the history is opened with its first event
+        if not journal.resumed:
+            _begin(journal)  # after what may keep the run from beginning
     except ConfigError:
         bus.close()
         raise
     return bus
+
+
+def _begin(journal: Journal) -> None:
+    """Puts what an earlier run left aside; the history is opened with its first event."""
+    place = journal.place
+    if (place / CHECKPOINTS).is_dir():
+        _LOG.warning("the run that was stopped in %s is set aside; --resume would have gone on with it", place)
+    set_aside(place)
+    journal.write()
 
 
 def parity(host: Any, model: MorphableModel, data: Dataset) -> Agreement:
@@ -166,10 +221,10 @@ def parity(host: Any, model: MorphableModel, data: Dataset) -> Agreement:
 
     with evaluating(host) as module:
         wanted = module(_tensor(data))
-    found = compare(np.asarray(model(data.test.inputs)), wanted.numpy())
-    if found.scaled > tolerance("float32"):
-        raise ParityError(f"the wrapped model disagrees with eager torch before training: {found}")
-    return found
+    agreement = compare(np.asarray(model(data.test.inputs)), wanted.numpy())
+    if agreement.scaled > tolerance("float32"):
+        raise ParityError(f"the wrapped model disagrees with eager torch before training: {agreement}")
+    return agreement
 
 
 def steps_of(training: TrainingSettings, *, control: bool) -> int:
@@ -211,10 +266,10 @@ def _write(place: Path, trained: Any, growth: Result, certificate: dict[str, Any
     metadata = {"esper": __version__, "seeds": json.dumps(seed_metadata(growth.model))}
     files = save_module(trained, place, metadata)
     files |= {name: place / file for name, file in _PLAIN.items()}
-    files["ledger"].write_text(json.dumps(growth.ledger.as_dict(), indent=2) + "\n", encoding="utf-8")
     network = description(growth.model, gains_of(growth.gains))
-    files["network"].write_text(json.dumps(network, indent=1) + "\n", encoding="utf-8")
-    files["certificate"].write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
+    plain = {"ledger": growth.ledger.as_dict(), "network": network, "certificate": certificate}
+    for name, held in plain.items():
+        write_file(files[name], (json.dumps(held, indent=2) + "\n").encode())
     return files
 
 

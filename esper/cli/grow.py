@@ -29,6 +29,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("grow", help="train a host, grow it, and give torch back")
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
     parser.add_argument("--output-dir", metavar="DIR", help="where to write, instead of the configured directory")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run that was stopped in that directory, as if it had not"
+    )
     parser.add_argument("--no-control", action="store_true", help="leave out the run without growth")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no log, the tables only")
     parser.set_defaults(run=_grow)
@@ -41,13 +44,14 @@ def _grow(asked: argparse.Namespace) -> int:
     from esper.allocation import keep_freed_memory
     from esper.caching import caches
     from esper.configs import EsperConfig
+    from esper.errors import RunFinishedError
     from esper.job import run, steps_of
     from esper.train.progress import progress_bar
 
     config = EsperConfig.from_yaml(asked.config)
     config.check()
     keep_freed_memory()
-    settings, control = config.logging_settings(), not asked.no_control
+    settings, control, steps = config.logging_settings(), not asked.no_control, config.training_settings().steps
     notes = Console(stderr=True)
     bar = not asked.quiet and settings.format == "text"
     with (
@@ -55,7 +59,18 @@ def _grow(asked: argparse.Namespace) -> int:
         logged(settings, notes, quiet=asked.quiet),
         progress_bar(steps_of(config.training_settings(), control=control), shown=bar, console=notes) as tick,
     ):
-        job = run(config, control=control, output_dir=asked.output_dir, watch=lambda step: tick(), listen=_log)
+
+        def listen(record: Record) -> None:
+            _log(record)
+            if record.event in ("start", "resume"):
+                tick.stands_at(record.step + (steps if record.run == "control" else 0))
+
+        asks = {"control": control, "output_dir": asked.output_dir, "resume": asked.resume}
+        try:
+            job = run(config, watch=lambda step: tick(), listen=listen, **asks)
+        except RunFinishedError as finished:
+            print(f"esper: {finished}")  # which is what was asked for
+            return 0
     _report(job)
     return 0
 
@@ -109,7 +124,7 @@ def _history(lost: Mapping[str, int]) -> str:
 def _log(record: Record) -> None:
     if record.event == "update" and record.figures["field"] == "logging.level":
         logging.getLogger("esper").setLevel(json.loads(str(record.figures["new"])))
-    if record.event == "start" and record.run != "control":
+    if record.event in ("start", "resume") and record.run != "control":
         import jax
 
         _LOG.info("this run computes on: %s", jax.default_backend())

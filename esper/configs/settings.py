@@ -55,6 +55,8 @@ class TrainingSettings(ConfigModel):
     """Share of the data that growth decisions are measured on."""
     eval_every: int = Field(default=50, ge=1)
     """Steps between evaluations."""
+    checkpoint_every: int = Field(default=1, ge=0)
+    """Evaluations between checkpoints, from which `esper grow --resume` goes on; 0: none are kept."""
     target_layers: list[Name] | None = None
     """Names or globs of the layers that get seeds; null: every linear and convolution layer; []: none."""
     seeds_per_layer: int = Field(default=1, ge=1)

@@ -11,19 +11,21 @@ from esper.telemetry.sinks.base import Sink
 from esper.telemetry.sinks.jsonl import Jsonl
 
 
-def bus_of(config: EsperConfig, folder: Path, run_id: str | None = None) -> Bus:
+def bus_of(config: EsperConfig, folder: Path, run_id: str | None = None, *, resume: bool = False) -> Bus:
     """The bus for a run in a folder: its history, and whatever else is configured.
 
     Args:
         config: Its `redis` section, and `components.nissa` and `components.oona`.
         folder: Of the run; a history that is there is replaced.
         run_id: Which run it is; None: a new one.
+        resume: Whether to go on after the history that is there instead, with its numbers.
 
     Raises:
+        EventError: To go on after a history that is none.
         MissingExtraError: A package is not installed that something configured needs.
     """
     nissa = config.nissa_settings()
-    sinks: list[Sink] = [Jsonl(folder / HISTORY, fsync=nissa.fsync)]
+    sinks: list[Sink] = [Jsonl(folder / HISTORY, resume=resume, fsync=nissa.fsync)]
     if config.redis is not None and nissa.redis:
         from esper.telemetry.sinks.redis_streams import RedisStreams
 

@@ -21,8 +21,11 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-TOLD = (HISTORY, "certificate.json", "ledger.json", "network.json")
-"""What is read together as the account of one run."""
+JOURNAL, CHECKPOINTS = "job.json", "checkpoints"
+"""How far the run is, and what it can be gone on from."""
+
+TOLD = (JOURNAL, HISTORY, "certificate.json", "ledger.json", "network.json")
+"""What is read together as the account of one run; without the first, nothing goes on with it."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
@@ -60,10 +63,13 @@ def claimed(folder: Path) -> Iterator[None]:
 def set_aside(folder: Path) -> None:
     """Renames the account of an earlier run, to `history.<run_id>.jsonl` and so on: nothing is lost or mixed up.
 
+    The checkpoints of one that did not come to its end go with it.
+
     Raises:
         ConfigError: It cannot be renamed.
     """
     earlier = [folder / name for name in TOLD if (folder / name).is_file()]
+    earlier += [folder / CHECKPOINTS] if (folder / CHECKPOINTS).is_dir() else []
     if not earlier:
         return
     name = _run_of(folder / HISTORY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,10 +16,12 @@ from esper.configs import TamiyoSettings, TrainingSettings
 from esper.growth.credit import Gain
 from esper.growth.policy import Policy
 from esper.jax_backend.model import MorphableModel
+from esper.train.books import Callback
 from esper.train.compiles import counting_compiles
 from esper.train.data import Dataset
 from esper.train.fit import FitResult, fit
-from esper.train.history import Record
+from esper.train.history import Figures, Record
+from esper.train.keeping import Checkpoints
 from esper.train.ledger import Ledger
 from esper.train.objective import Objective, OnTargets, accuracy, cross_entropy
 from esper.train.run import Run
@@ -86,6 +88,10 @@ def grow(
     listen: Listen = lambda record: None,
     updates: str | os.PathLike[str] | None = None,
     draw: int = 0,
+    callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    recall: Callable[[Sequence[Record]], None] = lambda records: None,
 ) -> Result:
     """Trains a classifier, growing it as the policy says.
 
@@ -100,6 +106,10 @@ def grow(
         listen: Told every record as it is made.
         updates: A folder in which changes of settings are asked for.
         draw: How many kernels of the model's library are tried beside one layer (as for `esper.fit`).
+        callbacks: Called with every record and the run, as it is made, before `listen`.
+        checkpoints: Where checkpoints of the run are kept; None: nowhere.
+        resume: A folder of checkpoints to go on from the newest of; None, or one without any: the run begins.
+        recall: Told what a run that goes on has recorded before, as soon as that is known.
 
     Returns:
         The trained model and what happened.
@@ -111,6 +121,9 @@ def grow(
     scores = _Scores(data)
 
     def told(record: Record, run: Run) -> None:
+        if record.event == "resume":
+            _recalled(run, scores)
+            recall(run.books.records[:-1])
         listen(record)
         label = {"start": "untrained", "prepare": "before growth"}.get(record.event)
         if label and label not in scores.taken:
@@ -129,11 +142,13 @@ def grow(
         metrics={"accuracy": accuracy},  # `fit` gives it the targets, as OBJECTIVE's criterion gets them
         growth=tamiyo,
         policy=policy,
-        callbacks=[told],
+        callbacks=[*callbacks, told],
         on_step=lambda run: watch(run.done),
         name=name,
         updates=updates,
         draw=draw,
+        checkpoints=checkpoints,
+        resume=resume,
     )
     return _scored(result, scores, name, listen)
 
@@ -164,9 +179,26 @@ class _Scores:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         score = Score(label, step, float(np.mean(found.losses)), right, len(self.data.test), parameters)
         self.taken[label] = score
-        figures = {"test_loss": score.loss, "test_accuracy": score.accuracy, "parameters": parameters}
+        figures: Figures = {"test_loss": score.loss, "test_accuracy": score.accuracy, "parameters": parameters}
         figures["examples"] = score.examples
         return Record(step, "score", label, figures=figures)
+
+    def remember(self, records: Iterable[Record]) -> None:
+        """What these records hold was measured when they were made."""
+        for record in records:
+            if record.event == "score":
+                found = {name: float(value) for name, value in record.figures.items()}
+                parameters, examples = int(found["parameters"]), int(found["examples"])
+                loss, right = found["test_loss"], found["test_accuracy"]
+                self.taken[record.reason] = Score(record.reason, record.step, loss, right, examples, parameters)
+
+
+def _recalled(run: Run, scores: _Scores) -> None:
+    """What a run that goes on from a checkpoint has behind it; one that was given up does not train on."""
+    scores.remember(run.books.records)
+    given_up = next((record for record in run.books.records if record.event == "give_up"), None)
+    if given_up:
+        run.stop(f"given up: {given_up.reason}")
 
 
 def _scored(result: FitResult, scores: _Scores, name: str, listen: Listen) -> Result:

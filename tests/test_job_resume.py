@@ -1,0 +1,257 @@
+"""`esper grow --resume`: a run that was killed goes on as if it had not been, and what cannot go on is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+from telemetry.samples import evaluation
+
+import esper
+import esper.report
+from esper import job
+from esper.cli import main
+from esper.configs import EsperConfig
+from esper.errors import ConfigError, RunFinishedError, RunFolderError
+from esper.journal import settings
+from esper.telemetry import Bus, Jsonl, read
+from esper.telemetry.folder import claimed
+from esper.told import Told
+from esper.train import history
+
+ROOT = str(Path(esper.__file__).parent.parent)
+STEPS, EVERY = 40, 4
+
+KILLED = """
+import os, signal, sys
+from esper import job
+from esper.cli import main
+
+grown, left = job.run, int(sys.argv[1])
+
+def run(config, *, watch, **asks):
+    def counted(step):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        watch(step)
+    return grown(config, watch=counted, **asks)
+
+job.run = run
+sys.exit(main(["grow", *sys.argv[2:]]))
+"""
+
+
+def written(tmp_path, name, **training):
+    """A configuration of a run of seconds in which kernels germinate, stay and are culled."""
+    tamiyo = dict(patience=1, min_delta=10.0, train_steps=4, blend_steps=6, hold_steps=4, max_kernels=2, rank=4)
+    place = str(tmp_path / name)
+    training = (
+        dict(data="digits", model="mlp", steps=STEPS, batch_size=16, eval_every=EVERY, output_dir=place) | training
+    )
+    document = {"name": "test", "components": {"tamiyo": {"config": tamiyo}}, "training": training}
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+def killed(after, *arguments):
+    """Runs the command in a process that is killed within the step of that number."""
+    given = [sys.executable, "-W", "ignore", "-c", KILLED, str(after), *arguments, "--quiet"]
+    done = subprocess.run(given, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == -9, done.stderr
+
+
+def happened(place):
+    """What a run's history says: every event but that the run went on, without what the clock and XLA had to say."""
+    found = esper.report.run(place)
+    keep = [event for event in (*found.events, *found.control) if event.event != "resume"]
+    return [(e.run, e.step, e.event, e.layer, e.seed, e.reason, dict(e.figures)) for e in keep]
+
+
+def spent(place):
+    """The ledger without seconds, and without compiles, which every process has of its own."""
+    ledger = json.loads((place / "ledger.json").read_text())
+    ledger["phases"].pop("compile")
+    for phase in ledger["phases"].values():
+        phase.pop("seconds")
+    return ledger
+
+
+def tensors(place):
+    """What is in the file of tensors, whose entries are in no order."""
+    with safe_open(place / "model.safetensors", "np") as file:
+        return file.metadata(), {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118  no mapping
+
+
+def test_a_run_that_is_killed_in_both_its_parts_ends_as_one_that_is_not(tmp_path, capsys):
+    whole, place = tmp_path / "whole", tmp_path / "killed"
+    assert main(["grow", written(tmp_path, "whole"), "--quiet"]) == 0
+    config = written(tmp_path, "killed")
+    killed(STEPS // 2 + 1, config)
+    stopped = esper.report.run(place)
+    assert stopped.is_running and not (place / "ledger.json").exists()
+    drawn = json.loads((place / "network.json").read_text())
+    assert 0 < drawn["step"] <= STEPS // 2 and any(layer["kernels"] for layer in drawn["layers"])
+    killed(STEPS, config, "--resume")  # half of them grow
+    told = read(place)
+    assert {event.run for event in told} == {"growth", "control"}
+    assert max(event.step for event in told if event.run == "control") < STEPS
+    capsys.readouterr()
+    assert main(["grow", config, "--resume", "--quiet"]) == 0
+    assert "control: the host alone" in capsys.readouterr().out
+    told = read(place)
+    assert len({event.run_id for event in told}) == 1 and {event.part for event in told} == {0, 1, 2}
+    assert [(event.run, event.event) for event in told if event.event == "resume"] == [
+        ("growth", "resume"),
+        ("control", "resume"),
+    ]
+    assert happened(place) == happened(whole)
+    assert spent(place) == spent(whole)
+    for name in ("certificate.json", "network.json"):
+        assert (place / name).read_bytes() == (whole / name).read_bytes(), name
+    assert tensors(place) == tensors(whole)
+    assert not (place / "checkpoints").exists()
+    assert main(["grow", config, "--resume"]) == 0
+    assert "is finished: nothing of it is left to do" in capsys.readouterr().out
+
+
+# ---- what cannot go on ----------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The run is stopped."""
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """The configuration of a run that was stopped before its first checkpoint, and what it was called."""
+
+    def grow(*given, listen, **named):
+        listen(evaluation(7))
+        raise Stopped
+
+    monkeypatch.setattr("esper.job.grow", grow)
+    config = written(tmp_path, "run")
+    with pytest.raises(Stopped):
+        job.run(EsperConfig.from_yaml(config))
+    return tmp_path / "run", config
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_again_as_the_same(stopped):
+    place, config = stopped
+    with pytest.raises(Stopped):
+        job.run(EsperConfig.from_yaml(config), resume=True)
+    told = read(place)
+    assert len({event.run_id for event in told}) == 1 and [event.part for event in told] == [0, 0, 1, 1]
+    assert [event.sequence for event in told] == [0, 1, 2, 3]
+
+
+def test_a_run_that_begins_anew_sets_one_that_could_go_on_aside(stopped, caplog):
+    place, config = stopped
+    (place / "checkpoints" / "growth").mkdir(parents=True)
+    (run_id,) = {event.run_id for event in read(place)}
+    with pytest.raises(Stopped):
+        job.run(EsperConfig.from_yaml(config))
+    assert (place / f"checkpoints.{run_id}" / "growth").is_dir() and (place / f"job.{run_id}.json").is_file()
+    assert {event.run_id for event in read(place)} != {run_id}
+    assert "is set aside; --resume would have gone on with it" in caplog.text
+
+
+def test_another_configuration_is_refused_with_every_field_that_matters(stopped, tmp_path, capsys):
+    place, _ = stopped
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    config = written(tmp_path, "run", steps=80, optimizer="sgd", checkpoint_every=3, cache_size_mb=64)
+    assert main(["grow", config, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert 'training.optimizer was "adamw" and is "sgd"' in said and "training.steps was 40 and is 80" in said
+    assert "checkpoint_every" not in said and "cache_size_mb" not in said and "Traceback" not in said
+    assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+    with pytest.raises(Stopped):  # how often checkpoints are kept may change
+        job.run(EsperConfig.from_yaml(written(tmp_path, "run", checkpoint_every=3)), resume=True)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "a run of before there were journals"])
+def test_where_there_is_nothing_to_resume_it_is_said(tmp_path, there, capsys):
+    config, place = written(tmp_path, "run"), tmp_path / "run"
+    if there:
+        place.mkdir()
+        (place / "history.jsonl").write_text("")
+    with pytest.raises(RunFolderError):
+        job.run(EsperConfig.from_yaml(config), resume=True)
+    assert main(["grow", config, "--resume"]) == 2
+    assert f"there is nothing to resume in {place}" in capsys.readouterr().err
+    assert place.exists() == there
+
+
+def test_a_run_that_goes_on_in_another_process_is_not_resumed(stopped):
+    place, config = stopped
+    with claimed(place), pytest.raises(ConfigError, match="another run is writing to"):
+        job.run(EsperConfig.from_yaml(config), resume=True)
+
+
+def test_a_run_that_is_finished_says_so(stopped):
+    place, config = stopped
+    held = json.loads((place / "job.json").read_text())
+    (place / "job.json").write_text(json.dumps(held | {"stage": "ended"}))
+    with pytest.raises(RunFinishedError, match=f"the run {held['run_id']} in .* is finished"):
+        job.run(EsperConfig.from_yaml(config), resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stage": "elsewhere"}, {"run_id": "../up"}, {"run_id": 3}, {"settings": 7}, {"published": {}}, None],
+    ids=str,
+)
+def test_a_journal_that_is_none_is_refused(stopped, change):
+    place, config = stopped
+    held = json.loads((place / "job.json").read_text())
+    (place / "job.json").write_text("{" if change is None else json.dumps(held | change))
+    with pytest.raises(ConfigError, match=r"job\.json does not say how far a run is"):
+        job.run(EsperConfig.from_yaml(config), resume=True)
+
+
+def test_a_journal_of_a_later_version_is_refused(stopped):
+    place, config = stopped
+    held = json.loads((place / "job.json").read_text())
+    (place / "job.json").write_text(json.dumps(held | {"schema_version": 2}))
+    with pytest.raises(ConfigError, match="of version 2, and this esper reads 1"):
+        job.run(EsperConfig.from_yaml(config), resume=True)
+
+
+def test_a_journal_holds_no_secret_and_all_else_that_decides_the_course(tmp_path):
+    remote = {"secret": "5:" + "ab" * 32, "timeout": 1.0}
+    components = {"tamiyo": {"config": {"remote": remote}}, "urza": {"config": {"candidates": 5}}}
+    found = settings(EsperConfig(name="x", components=components))
+    assert "abab" not in json.dumps(found) and found["components.tamiyo.config.remote"] == "a controller"
+    assert found["components.urza.config.candidates"] == 5 and "training.output_dir" not in found
+
+
+# ---- what the history is to hold ------------------------------------------------------------------------
+
+
+def test_what_a_kill_kept_from_the_history_is_told_when_the_run_goes_on(tmp_path):
+    """The last tenth of a second before a kill is in the checkpoint alone."""
+    records = [history.Record(step, "evaluate", figures={"train_loss": 1.0 / step}) for step in (4, 8, 12)]
+    with Bus(Jsonl(tmp_path / "history.jsonl"), run_id="a") as bus:
+        told = Told(tmp_path, bus, lambda record: None, resumed=False)
+        for record in records[:2]:
+            told(record)
+    heard = []
+    with Bus(Jsonl(tmp_path / "history.jsonl", resume=True), run_id="a") as bus:
+        told = Told(tmp_path, bus, heard.append, resumed=True)
+        told.recall(records)
+        told(history.Record(12, "resume"))
+    found = read(tmp_path)
+    assert [(event.step, event.event) for event in found] == [
+        *((4, "evaluate"), (8, "evaluate"), (12, "evaluate"), (12, "resume"))
+    ]
+    assert [record.event for record in heard] == ["resume"]  # whoever listens has heard the others
+    assert [(event.sequence, event.part, event.step) for event in told.events()] == [
+        (event.sequence, event.part, event.step) for event in found
+    ]
