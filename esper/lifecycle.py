@@ -43,9 +43,12 @@ LEADS_TO: dict[str, SeedLifecycleState] = {
     "germinate": _S.TRAINING,
     "load": _S.GRAFTING,
     "declined": _S.DORMANT,
-    "remove": _S.DORMANT,
+    "remove": _S.CULLED,
 }
-"""The state that a seed is in after an event of a run's history; a transition's is named after the state."""
+"""The state that a seed is in after an event of a run's history; a transition's is named after the state.
+
+A seed whose kernel is removed rests as one that was CULLED, until it is made DORMANT.
+"""
 
 
 def check_transition(source: SeedLifecycleState, target: SeedLifecycleState, place: str = "") -> None:

@@ -206,7 +206,8 @@ def _life(
     moves = [
         (event.step, "LOADING" if event.event == "prepare" else STATES.get(event.event, ""), event) for event in events
     ]
-    changes = [(step, state) for step, state, _ in moves if state]
+    stated = [(step, state) for step, state, _ in moves if state]
+    changes = [new for before, new in pairwise([(0, ""), *stated]) if new[1] != before[1]]
     spans = [
         Span(start, stop, state)
         for (start, state), (stop, _) in pairwise([*changes, (end, "")])

@@ -115,8 +115,11 @@ def _after(known: SeedState, event: Seed) -> SeedState:
     if event.event == "alpha":
         alpha = event.figures.get("alpha")
         return replace(known, alpha=float(alpha)) if isinstance(alpha, int | float) else known
-    state = LEADS_TO[event.event]
-    blueprint = known.blueprint
-    if event.event in ("germinate", "load", "declined", "remove"):  # the seed holds another kernel, or none
-        blueprint = str(event.figures.get("blueprint", "")) if state is not S.DORMANT else ""
-    return SeedState(state.name.lower(), event.step, _ALPHA.get(state, 0.0), blueprint)
+    state, blueprint, since = LEADS_TO[event.event], known.blueprint, event.step
+    if event.event in ("germinate", "load"):
+        blueprint = str(event.figures.get("blueprint", ""))
+    elif event.event in ("declined", "remove"):
+        blueprint = ""
+    if event.event == "remove" and known.state == "culled":  # its arrays went later
+        since = known.since
+    return SeedState(state.name.lower(), since, _ALPHA.get(state, 0.0), blueprint)

@@ -84,6 +84,9 @@ def test_a_seed_that_holds_nothing_has_no_span():
         START, *life(at=20)[:2], record(30, "culled", "", "0", 0), record(40, "dormant", "", "0", 0), record(90, "end")
     )
     assert found.spans[-1] == Span(30, 40, "CULLED") and found.alpha == ()
+    removed = [record(40, "remove", "", "0", 0), record(50, "dormant", "", "0", 0), record(90, "end")]
+    found = only(START, *life(at=20)[:2], record(30, "culled", "", "0", 0), *removed)
+    assert found.spans[-1] == Span(30, 50, "CULLED")
     declined = only(START, record(10, "prepare"), record(20, "declined", "none", "0", 0), record(90, "end"))
     assert declined.spans == (Span(10, 20, "LOADING"),)
 

@@ -55,7 +55,9 @@ def test_a_run_from_its_start_to_its_end():
         (["germinate", "culled"], SeedState("culled", 1, 0.0, "mlp")),
         (["germinate", "culled", "dormant"], SeedState("dormant", 2, 0.0, "mlp")),
         (["declined"], SeedState("dormant", 0)),
-        (["germinate", "remove"], SeedState("dormant", 1)),
+        (["germinate", "remove"], SeedState("culled", 1)),
+        (["germinate", "culled", "remove"], SeedState("culled", 1)),
+        (["germinate", "remove", "dormant"], SeedState("dormant", 2)),
     ],
     ids=str,
 )
