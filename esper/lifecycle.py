@@ -41,7 +41,7 @@ BLENDED = (_S.GRAFTING, _S.ACTIVE, _S.FOSSILIZED)
 LEADS_TO: dict[str, SeedLifecycleState] = {
     **{state.name.lower(): state for state in SeedLifecycleState},
     "germinate": _S.TRAINING,
-    "load": _S.GRAFTING,
+    "load": _S.TRAINING,
     "declined": _S.DORMANT,
     "remove": _S.CULLED,
 }

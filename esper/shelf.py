@@ -5,6 +5,7 @@ Whatever is wrong with a library, training goes on: it is a record of the run, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,12 +13,15 @@ from pathlib import Path
 
 from esper.configs import EsperConfig
 from esper.errors import LibraryError
+from esper.growth.credit import Gain
 from esper.library import Library, Origin, open_library
+from esper.library.entries import Measured, measured
 from esper.library.publishing import Published, git_revision, publish
-from esper.train.history import Record
+from esper.train.history import Figures, Record
 from esper.train.loop import Result
 
 Listen = Callable[[Record], None]
+Place = tuple[str, int]
 
 
 class Shelf:
@@ -59,7 +63,7 @@ class Shelf:
             Path(self._settings.folder),
             result.model,
             origin=Origin(run=self._run, data=training.data, revision=git_revision(), key=training.key),
-            gains=result.gains,
+            gains=_gains(result),
             parents=_parents(result.records),
             tags=self._settings.tags,
         )
@@ -72,9 +76,39 @@ class Shelf:
         self._listen(self._records[-1])
 
 
-def _parents(records: Iterable[Record]) -> dict[tuple[str, int], str]:
+def _gains(result: Result) -> dict[Place, Measured]:
+    """What is said that kernels gained: when they became permanent, or at the end, whichever is less.
+
+    A network comes to rely on what it has: what losing a kernel costs at the end grows with that.
+    """
+    found = {place: least for place, gain in result.gains.items() if (least := _finite(gain)) is not None}
+    figures: Figures = {}
+    for record in result.records:
+        place = (record.layer or "", record.seed or 0)
+        if record.event == "evaluate":
+            figures = record.figures
+        elif record.event == "fossilized" and place in found:
+            least, now = found[place], _judged(figures, place, found[place].n)
+            found[place] = now if now is not None and now.mean < least.mean else least
+    return found
+
+
+def _finite(gain: Gain) -> Measured | None:
+    return measured(gain) if math.isfinite(gain.mean) else None
+
+
+def _judged(figures: Figures, place: Place, batches: int) -> Measured | None:
+    """The gain that a verdict was reached by; None: by none."""
+    for kind in ("credit", "gain"):
+        mean, stderr = (figures.get(f"{kind}{what} {place[0]}[{place[1]}]") for what in ("", " stderr"))
+        if isinstance(mean, float) and isinstance(stderr, float) and math.isfinite(mean):
+            return Measured(mean, stderr if math.isfinite(stderr) else None, batches)
+    return None
+
+
+def _parents(records: Iterable[Record]) -> dict[Place, str]:
     """Digests of the kernels that seeds were last given from the library, where nothing germinated there since."""
-    found: dict[tuple[str, int], str] = {}
+    found: dict[Place, str] = {}
     for record in records:
         place = (record.layer or "", record.seed or 0)
         if record.event == "load":

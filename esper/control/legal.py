@@ -91,10 +91,8 @@ def _refused(action: Action, state: S, plans: Sequence[Plan], *, held: bool) -> 
 
 def _after(action: Action, state: S) -> S:
     match action:
-        case Germinate():
+        case Germinate() | Load():
             return S.TRAINING
-        case Load():
-            return S.GRAFTING
         case Transition(to=to):
             return to
         case Cull():

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 from esper.growth.optimizer import Optimizer, migrate, restarted
 from esper.jax_backend.artifact import KernelArtifact
-from esper.jax_backend.loading import unloaded
+from esper.jax_backend.loading import loaded, unloaded
 from esper.jax_backend.model import MorphableModel
+from esper.lifecycle import SeedLifecycleState
 
 State = TypeVar("State")
 
@@ -19,9 +20,10 @@ def load_kernel(
     layer: str,
     seed: int = 0,
     artifact: KernelArtifact | str,
+    to: SeedLifecycleState = SeedLifecycleState.GRAFTING,
     tx: Optimizer | None = None,
 ) -> tuple[MorphableModel, State]:
-    """Puts a trained kernel into a dormant seed, which starts GRAFTING at alpha 0; outputs do not change yet.
+    """Puts a trained kernel into a dormant seed, which starts at alpha 0; outputs do not change yet.
 
     Args:
         model: The model.
@@ -30,6 +32,8 @@ def load_kernel(
         seed: Which of its seeds.
         artifact: The kernel, which the model's cache keeps if it has room; or the digest of one that is there, or in
             the library that the model was wrapped with.
+        to: GRAFTING: it is blended in as it is. TRAINING: it trains in isolation first, as a new kernel does, so that
+            it gets used to this host, and this host not to a kernel that it would be better without.
         tx: As in `germinate`.
 
     Returns:
@@ -38,7 +42,7 @@ def load_kernel(
     Raises:
         UnknownLayerError: No such layer.
         UnknownBlueprintError: The artifact's recipe is not known, or not for this kind of layer.
-        IllegalTransitionError: The seed is neither DORMANT nor LOADING.
+        IllegalTransitionError: The seed is neither DORMANT nor LOADING, or is to become something else.
         ArtifactError: The artifact is in neither cache nor library, or does not fit the layer; the message says why.
         LibraryError: The library cannot be read.
         SeedError: There is no such seed, the model never calls the layer, or the recipe does not fit it.
@@ -53,7 +57,7 @@ def load_kernel(
         >>> artifact.digest in other.structure.cache
         True
     """
-    grown = model.load_kernel(layer, seed, artifact)
+    grown = loaded(model, layer, seed, artifact, to)
     return grown, restarted(opt_state, model.params, grown.params, (layer, seed), tx=tx)
 
 

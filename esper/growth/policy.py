@@ -196,7 +196,7 @@ class Germinate:
 
 @dataclass(frozen=True)
 class Load:
-    """Put a trained kernel into a DORMANT seed, where it starts GRAFTING at alpha 0; the structure changes."""
+    """Put a trained kernel into a DORMANT seed, where it starts TRAINING, as a new one; the structure changes."""
 
     layer: str
     seed: int
@@ -332,7 +332,8 @@ def act(model: MorphableModel, opt_state: State, action: Action, *, key: jax.Arr
             recipe = {"blueprint": blueprint, "options": dict(options), "blend": blend, "init": initialiser(init)}
             return germinate(model, opt_state, layer=layer, seed=seed, key=key, **recipe)
         case Load(layer, seed, artifact):
-            return load_kernel(model, opt_state, layer=layer, seed=seed, artifact=artifact)
+            training = SeedLifecycleState.TRAINING
+            return load_kernel(model, opt_state, layer=layer, seed=seed, artifact=artifact, to=training)
         case Cull(layer, seed):
             return cull(model, opt_state, layer=layer, seed=seed)
         case Transition(layer, seed, to):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper.blending import BLENDS
-from esper.errors import ArgumentError, ArtifactError, SeedError, UnknownBlueprintError
+from esper.errors import ArgumentError, ArtifactError, IllegalTransitionError, SeedError, UnknownBlueprintError
 from esper.jax_backend.artifact import KernelArtifact, artifact_of
 from esper.jax_backend.flax_kernels import FLAX, sprouted
 from esper.jax_backend.slots import check_called, check_free, place, seated, vacated
@@ -21,9 +21,17 @@ from esper.program import LayerSite, Recipe
 if TYPE_CHECKING:  # the model's methods are made of these functions
     from esper.jax_backend.model import MorphableModel
 
+_ARRIVES = (SeedLifecycleState.GRAFTING, SeedLifecycleState.TRAINING)
 
-def loaded(model: MorphableModel, layer: str, seed: int, artifact: KernelArtifact | str) -> MorphableModel:
-    """The model with a trained kernel in a dormant seed, which starts GRAFTING at alpha 0.
+
+def loaded(
+    model: MorphableModel,
+    layer: str,
+    seed: int,
+    artifact: KernelArtifact | str,
+    to: SeedLifecycleState = SeedLifecycleState.GRAFTING,
+) -> MorphableModel:
+    """The model with a trained kernel in a dormant seed, which starts at alpha 0: GRAFTING, or TRAINING.
 
     The kernel's arrays in the model are copies: a step that donates the model's arrays leaves the cache whole.
 
@@ -35,13 +43,15 @@ def loaded(model: MorphableModel, layer: str, seed: int, artifact: KernelArtifac
         LibraryError: The library that it would come from cannot be read.
         SeedError: There is no such seed, the model never calls the layer, or the recipe does not fit it.
     """
+    if to not in _ARRIVES:
+        raise IllegalTransitionError(SeedLifecycleState.LOADING.name, to.name, [state.name for state in _ARRIVES])
     check_free(model, layer, seed)
     check_called(model.structure, layer)
     artifact = found(model.structure, artifact, place(layer, seed))
     kernel = _built(model.structure, layer, seed, artifact)
     model.structure.cache.put(artifact)
     arrays = {name: jnp.copy(array) for name, array in artifact.params.items()}
-    return seated(model, kernel, arrays, SeedLifecycleState.GRAFTING, artifact.kernel_id)
+    return seated(model, kernel, arrays, to, artifact.kernel_id)
 
 
 def unloaded(

@@ -94,7 +94,7 @@ def publish(
     model: MorphableModel,
     *,
     origin: Origin,
-    gains: Mapping[tuple[str, int], HeldOutGain],
+    gains: Mapping[tuple[str, int], HeldOutGain | Measured],
     parents: Mapping[tuple[str, int], str],
     tags: Sequence[str] = (),
 ) -> Published:
@@ -141,7 +141,7 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
 
 
-def _finite(gain: HeldOutGain | None) -> Measured | None:
+def _finite(gain: HeldOutGain | Measured | None) -> Measured | None:
     """The gain, if it is one: a kernel that diverged has none."""
     return measured(gain) if gain is not None and math.isfinite(gain.mean) else None
 

@@ -197,7 +197,7 @@ def _done(state: TrainState, action: Action, newborn: Arrival, key: jax.Array) -
     if isinstance(newborn, Newborn):
         model, opt_state = enter(state.model, state.opt_state, newborn)
     elif isinstance(newborn, KernelArtifact) and isinstance(action, Load):
-        at = {"layer": action.layer, "seed": action.seed}
+        at = {"layer": action.layer, "seed": action.seed, "to": SeedLifecycleState.TRAINING}
         model, opt_state = load_kernel(state.model, state.opt_state, **at, artifact=newborn)
     else:
         model, opt_state = act(state.model, state.opt_state, action, key=key)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,13 +17,15 @@ from torch import nn
 import esper
 from esper.cli import main
 from esper.configs import TamiyoSettings
-from esper.errors import LibraryError
+from esper.errors import IllegalTransitionError, LibraryError
+from esper.growth.credit import Gain
 from esper.growth.policy import Germinate, Hold, LayerView, Load, Observation, Plan, SeedView, act
 from esper.growth.tamiyo import Tamiyo
 from esper.library import Measured, Origin, open_library
 from esper.library.files import delivered_later, read_parcel, waiting
 from esper.library.publishing import Published, publish
 from esper.lifecycle import SeedLifecycleState as S
+from esper.shelf import _gains
 from esper.train import history
 
 SETTINGS = TamiyoSettings(
@@ -95,7 +99,7 @@ def test_a_kernel_of_one_run_is_loaded_judged_and_kept_in_another(library):
     (loaded,) = events(found, "load")
     assert loaded.figures == {"blueprint": "mlp", "artifact": digest} and digest[:19] in loaded.reason
     states = [record.event for record in found.records if record.seed == 0]
-    assert states == ["load", "active", "fossilized"]
+    assert states == ["load", "grafting", "active", "fossilized"]
     assert sum(record.compiles for record in events(found, "active", "fossilized")) == 0
     assert found.gains["0", 0].mean > 0.3 and found.losses[-1] < 0.1
     # What it became is another kernel, made of the first.
@@ -273,7 +277,61 @@ def test_the_record_of_a_load_has_the_whole_digest(library):
 def test_act_loads(library):
     digest = published(library).digests[0]
     grown, state = act(model(library), None, Load("0", 0, digest, "why"), key=jax.random.key(0))
-    assert grown.seeds.lifecycle[0, 0] == S.GRAFTING and state is None
+    assert grown.seeds.lifecycle[0, 0] == S.TRAINING and state is None
+    asked, _ = esper.load_kernel(model(library), None, layer="0", artifact=digest)
+    assert asked.seeds.lifecycle[0, 0] == S.GRAFTING
+    with pytest.raises(IllegalTransitionError, match="ACTIVE"):
+        esper.load_kernel(model(library), None, layer="0", artifact=digest, to=S.ACTIVE)
+
+
+def test_a_host_does_not_come_to_rely_on_a_kernel_that_is_not_judged_yet(library):
+    published(library)
+    drawn, alone = run(model(library, seed=1), draw=1), run(model(seed=1), growth=None)
+    (loaded,), (blended,) = events(drawn, "load"), events(drawn, "grafting")
+    assert loaded.step == 10 and blended.step >= 110 and "held-out loss" in blended.reason
+    before = blended.step // 10
+    assert drawn.losses[:before] == alone.losses[:before] and drawn.losses[before + 1] != alone.losses[before + 1]
+
+
+def test_a_drawn_kernel_that_is_worth_nothing_here_never_takes_part(library):
+    good = library.get(published(library).digests[0])
+    library.retire(good.digest, "another takes its place")
+    noise = {name: 3 * jax.random.normal(jax.random.key(9), array.shape) for name, array in good.params.items()}
+    library.put(dataclasses.replace(good, params=noise), lifecycle="validated", gain=Measured(9.0, 0.01, 8))
+    hasty = SETTINGS.model_copy(update={"train_steps": 10})
+    found = run(model(library, seed=1), steps=60, draw=1, growth=hasty)
+    states = [record.event for record in found.records if record.seed == 0]
+    assert states[:2] == ["load", "culled"]
+
+
+def test_what_is_published_of_a_gain_is_the_least_that_was_measured():
+    def gain(mean, stderr=0.01):
+        return Gain(mean, stderr, 1.0, 1.0 - mean, 8)
+
+    def evaluate(**figures):
+        return history.Record(1, "evaluate", figures=figures)
+
+    def at(seed):
+        return history.Record(1, "fossilized", "", "a", seed)
+
+    told = (
+        evaluate(**{"gain a[0]": 0.2, "gain stderr a[0]": 0.02, "gain a[1]": 0.9, "gain stderr a[1]": math.nan}),
+        at(0),
+        at(1),
+        evaluate(**{"gain a[2]": 0.7, "gain stderr a[2]": 0.1, "credit a[2]": 0.1, "credit stderr a[2]": 0.03}),
+        at(2),
+        evaluate(loss=1.0),
+        at(3),
+        at(4),
+    )
+    ends = {0: gain(0.8), 1: gain(0.5), 2: gain(0.3), 3: gain(0.4), 5: gain(math.nan)}
+    result = SimpleNamespace(gains={("a", seed): one for seed, one in ends.items()}, records=told)
+    assert _gains(result) == {
+        ("a", 0): Measured(0.2, 0.02, 8),  # it relies on it by now
+        ("a", 1): Measured(0.5, 0.01, 8),  # it is worth less than it was
+        ("a", 2): Measured(0.1, 0.03, 8),  # its share in what several gained
+        ("a", 3): Measured(0.4, 0.01, 8),  # no verdict was reached by a figure
+    }
 
 
 # ---- the job and the command ----------------------------------------------------------------------------------------
