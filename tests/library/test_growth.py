@@ -288,7 +288,7 @@ def test_a_host_does_not_come_to_rely_on_a_kernel_that_is_not_judged_yet(library
     published(library)
     drawn, alone = run(model(library, seed=1), draw=1), run(model(seed=1), growth=None)
     (loaded,), (blended,) = events(drawn, "load"), events(drawn, "grafting")
-    assert loaded.step == 10 and blended.step >= 110 and "held-out loss" in blended.reason
+    assert blended.step >= loaded.step + 100 and "held-out loss" in blended.reason
     before = blended.step // 10
     assert drawn.losses[:before] == alone.losses[:before] and drawn.losses[before + 1] != alone.losses[before + 1]
 
