@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -30,11 +31,13 @@ class Catalogue:
 
     Attributes:
         place: Where it is, for messages; no credentials.
+        read_only: Whether it lies where this user may write nothing.
         id: Names it among those that keep their objects in one place: 32 hexadecimal digits.
     """
 
-    def __init__(self, engine: Engine, place: str, secrets: tuple[str, ...] = ()) -> None:
-        self.place, self._engine, self._secrets, self._closed = place, engine, secrets, False
+    def __init__(self, engine: Engine, place: str, secrets: tuple[str, ...] = (), *, read_only: bool = False) -> None:
+        self.place, self.read_only = place, read_only
+        self._engine, self._secrets, self._closed = engine, secrets, False
         with self._speaking():
             self._migrate()
         with self.reading() as connection:
@@ -44,9 +47,13 @@ class Catalogue:
     def in_file(cls, file: Path) -> Catalogue:
         """A catalogue in a file of its own, which is made if it is not there; several processes may share it.
 
+        One that lies where nothing may be written is read.
+
         Raises:
             LibraryError: The file cannot be opened, or is no catalogue, or one of a newer esper.
         """
+        if _is_read_only(file):
+            return cls(_reader(file), str(file), read_only=True)
         url = URL.create("sqlite", database=str(file))
         engine = sa.create_engine(url, connect_args={"timeout": _PATIENCE}, hide_parameters=True)
         event.listen(engine, "connect", _prepare_sqlite)
@@ -91,6 +98,7 @@ class Catalogue:
         Args:
             alone: Whether no other writes meanwhile; in SQLite none ever does.
         """
+        self.check_writable()
         with self._speaking(), self._connected() as connection:
             connection = connection.execution_options(**{_WRITES: True})
             with connection.begin():
@@ -98,6 +106,11 @@ class Catalogue:
                     lock = sa.func.pg_advisory_xact_lock if alone else sa.func.pg_advisory_xact_lock_shared
                     connection.execute(sa.select(lock(_LOCK)))
                 yield connection
+
+    def check_writable(self) -> None:
+        """Raises a LibraryError if nothing can be written here, before anything is."""
+        if self.read_only:
+            raise LibraryError(f"the library's catalogue ({self.place}) is {_READ_ONLY}")
 
     def _connected(self) -> Connection:
         """A connection.
@@ -119,7 +132,7 @@ class Catalogue:
 
     def optimise(self) -> None:
         """Lets SQLite look at its tables again if they have changed much; a server does so by itself."""
-        if self.dialect == "sqlite":
+        if self.dialect == "sqlite" and not self.read_only:
             with self._speaking(), self._engine.connect() as connection:
                 raw: Any = connection.connection.driver_connection
                 raw.execute("PRAGMA optimize")  # in no transaction: what it finds out is kept
@@ -133,11 +146,16 @@ class Catalogue:
 
     def _migrate(self) -> None:
         """Applies the migrations that are missing; of several who open it at once, one does."""
-        if self.dialect == "sqlite":
+        if self.dialect == "sqlite" and not self.read_only:
             _retrying(self._use_wal)
         with self._engine.connect() as connection:
             if self._version(connection) == HEAD:
                 return
+        if self.read_only:
+            raise LibraryError(
+                f"{self.place}: the catalogue was made by an older esper, and it is read-only: open it once where it "
+                "may be written, which brings it to this version's schema"
+            )
         with self.writing(alone=True) as connection:
             if self._version(connection) != HEAD:
                 _upgrade(connection)
@@ -176,7 +194,8 @@ class Catalogue:
         except (SQLAlchemyError, sqlite3.Error) as error:
             said = self._redacted(str(getattr(error, "orig", None) or error))
         # Without the driver's error, which holds the arguments of the connection.
-        raise LibraryError(f"the library's catalogue ({self.place}): {said}; {_next_move(said)}") from None
+        move = _LEFT_BEHIND if self.read_only and "unable to open" in said else _next_move(said)
+        raise LibraryError(f"the library's catalogue ({self.place}): {said}; {move}") from None
 
     def _redacted(self, text: str) -> str:
         for secret in self._secrets:
@@ -184,6 +203,14 @@ class Catalogue:
         return " ".join(text.split())[:500]
 
 
+_READ_ONLY = (
+    "read-only: this user may not write its file or its folder, or the file system is mounted so; make both writable "
+    "for this user, or take another library"
+)
+_LEFT_BEHIND = (
+    "it is read-only, and who wrote last was killed or writes still, so that there is a write-ahead log (-wal) to be "
+    "read first: open it once where it may be written"
+)
 _MOVES = {
     "locked": f"another process has been writing for more than {_PATIENCE} s; try again when it is done",
     "disk is full": "free some space; what was there is as it was",
@@ -231,6 +258,35 @@ def _retrying(action: Callable[[], None]) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(0.05)
+
+
+def _is_read_only(file: Path) -> bool:
+    """Whether a file is there, and this user may not write it and what SQLite puts beside it."""
+    effective = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+    return file.is_file() and not all(os.access(path, os.W_OK, **effective) for path in (file, file.parent))
+
+
+def _reader(file: Path) -> Engine:
+    """What reads a file beside which nothing can be written: https://sqlite.org/wal.html#read_only_databases."""
+
+    def connect() -> sqlite3.Connection:
+        # Where a write-ahead log is, SQLite reads it, and sees what others write; without one it would have to make it,
+        # unless it is told that nobody writes. Another may begin to: so this is asked again for every transaction.
+        uri = f"{file.absolute().as_uri()}?mode=ro" + ("" if _has_log(file) else "&immutable=1")
+        return sqlite3.connect(uri, uri=True, timeout=_PATIENCE, check_same_thread=False)
+
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool, hide_parameters=True)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _has_log(file: Path) -> bool:
+    """Whether a write-ahead log is there that says something, or that somebody writes."""
+    try:
+        return file.with_name(f"{file.name}-wal").stat().st_size > 0 or file.with_name(f"{file.name}-shm").exists()
+    except FileNotFoundError:
+        return False
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:

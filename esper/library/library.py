@@ -141,6 +141,7 @@ class Library:
         """Writes an object, unless the catalogue names one that holds as much; one that is damaged."""
         from esper.library.rows import held
 
+        self._catalogue.check_writable()  # else the object would be left there, named by nobody
         try:
             with self._catalogue.reading() as connection:
                 row = held(connection, digest)

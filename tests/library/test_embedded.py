@@ -21,9 +21,10 @@ from library.killed import *  # noqa: F403
 from library.places import artifact
 from library.tampering import *  # noqa: F403
 
+from esper.cli import main
 from esper.configs import EsperConfig
 from esper.errors import ArtifactError, LibraryError, MissingExtraError
-from esper.library import finding, open_library, queries
+from esper.library import Measured, finding, open_library, queries
 from esper.library.schema import HEAD, VERSION_TABLE, metadata
 
 LARGE = artifact(params={"a": jnp.arange(1 << 16, dtype=jnp.float32)})
@@ -260,6 +261,80 @@ def test_a_library_that_may_not_be_written_is_said(locked):
             library.put(artifact(1))
         with open_library(folder) as library:
             assert [entry.digest for entry in library.find()] == [kept] and library.get(kept) == artifact(2)
+
+
+@contextmanager
+def nothing_may_be_written():
+    """Yields a library's folder, its kernel's digest and a function that closes and opens the folder to writes."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, "library")
+        with open_library(folder) as library:
+            kept = library.put(artifact(2), gain=Measured(0.2, 0.01, 4), tags=["a"], run="r")
+        Path(temporary).chmod(0o755)
+
+        def close(mode=0o555):
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(mode if path.is_dir() else mode & 0o666)
+
+        yield folder, kept, close
+
+
+def test_a_library_where_nothing_may_be_written_is_read(capsys):
+    with nothing_may_be_written() as (folder, kept, close):
+        close()
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        with as_nobody(), open_library(folder) as library:
+            assert [entry.digest for entry in library.find(tag="a")] == [kept] and library.get(kept) == artifact(2)
+            assert library.verify().problems == library.gc().objects == () and library.origins(kept)[0].run == "r"
+            writes = (
+                lambda: library.put(artifact(1)),
+                lambda: library.retire(kept, "worse"),
+                lambda: library.validate(kept, Measured(0.2, 0.01, 4)),
+            )
+            for write in writes:
+                with pytest.raises(LibraryError, match=r"is read-only: .*make both writable for this user"):
+                    write()
+            assert main(["library", "list", "--library", str(folder)]) == 0
+            assert kept[7:19] in capsys.readouterr().out
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_library_that_only_others_may_write_is_read_as_they_write_it():
+    with nothing_may_be_written() as (folder, kept, close), open_library(folder) as theirs:
+        more = [theirs.put(artifact(3))]
+        close()
+        with as_nobody():
+            mine = open_library(folder)
+            assert {entry.digest for entry in mine.find()} == {kept, *more}
+        close(0o755)
+        more.append(theirs.put(artifact(4)))
+        close()
+        with as_nobody():
+            assert {entry.digest for entry in mine.find()} == {kept, *more}
+        close(0o755)
+        theirs.close()
+        close()
+        with as_nobody(), mine:
+            assert {entry.digest for entry in mine.find()} == {kept, *more}
+
+
+def test_what_a_killed_writer_left_is_not_passed_over_where_it_cannot_be_read():
+    with nothing_may_be_written() as (folder, _, close):
+        with open_library(folder) as writer:
+            writer.put(artifact(3))
+            log = (folder / "catalogue.sqlite-wal").read_bytes()
+        (folder / "catalogue.sqlite-wal").write_bytes(log)
+        close()
+        with as_nobody(), pytest.raises(LibraryError, match=r"write-ahead log .*open it once where it may be written"):
+            open_library(folder)
+
+
+def test_an_older_catalogue_where_nothing_may_be_written_is_said(monkeypatch):
+    with nothing_may_be_written() as (folder, _, close):
+        close()
+        monkeypatch.setattr("esper.library.catalogue.HEAD", "9999")
+        with as_nobody(), pytest.raises(LibraryError, match=r"an older esper, and it is read-only: open it once where"):
+            open_library(folder)
 
 
 def test_what_a_library_needs_is_named(monkeypatch, tmp_path):
