@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from esper.configs import EsperConfig
-from esper.configs.redaction import scrubbed, secrets_of
+from esper.configs.redaction import key_ids_of, scrubbed, secrets_of
 from esper.configs.secrets import SecretFileWarning, is_open
 from esper.errors import ConfigError
 
@@ -210,6 +210,18 @@ def test_what_drivers_say_is_scrubbed(tmp_path):
     assert "canary" in url and "canary" not in scrubbed(f"{CANARY} is no host", found)
     assert "canary" not in scrubbed(f"cannot connect to {url} with '{CANARY}'", found)
     assert scrubbed("redis://u:pw@h is away", ()) == "redis://***@h is away"
+
+
+def test_an_access_key_id_is_masked_where_it_stands_for_itself():
+    storage = {"access_key": "esper", "secret_key": "s3cret"}
+    config = EsperConfig(name="test", storage=storage)
+    secrets, key_ids = secrets_of(config), key_ids_of(config)
+    assert (secrets, key_ids) == ({"s3cret"}, {"esper"})
+    same = "/esper-artifacts/x.esper /esper/x esper.io vesper esper_1"
+    assert scrubbed(same, secrets, key_ids) == same
+    said = 'Credential=esper/2026, "esper" (esper) key esper.'
+    assert scrubbed(said, secrets, key_ids) == 'Credential=***/2026, "***" (***) key ***.'
+    assert scrubbed("esper-artifacts", secrets | {"esper"}, key_ids) == "***-artifacts"
 
 
 @pytest.mark.parametrize("login", ["u:pw", "pw", "u:p/w", "u:p@w", ":pw"])

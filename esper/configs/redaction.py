@@ -19,6 +19,7 @@ _SECRET_NAME = re.compile(
     r"|(api|access|private)[_-]?key",
     re.IGNORECASE,
 )
+_KEY_ID = "access_key"  # of `StorageConfig`: it says whose the secret key is, and may be a word such as "esper"
 _URL_USERINFO = re.compile(r"(?<=://)\S+@")  # a password may hold / and @; a token stands there alone
 
 
@@ -44,10 +45,11 @@ def _redacted_items(items: Iterable[tuple[Any, Any]], hidden: set[Any]) -> dict[
 
 
 def secrets_of(value: Any) -> set[str]:
-    """Every text in `value` that `redacted` hides."""
+    """Every text in `value` that `redacted` hides, but ids of access keys: `key_ids_of` gives those."""
     if isinstance(value, BaseModel):
-        hidden = {name for name, field in type(value).model_fields.items() if not field.repr}
-        return _secrets_among(((name, getattr(value, name)) for name in type(value).model_fields), hidden)
+        fields = type(value).model_fields
+        hidden = {name for name, field in fields.items() if not field.repr}
+        return _secrets_among(((name, getattr(value, name)) for name in fields if name != _KEY_ID), hidden)
     if isinstance(value, Mapping):
         return _secrets_among(value.items(), {key for key in value if _SECRET_NAME.search(str(key))})
     if isinstance(value, (list, tuple)):
@@ -55,12 +57,34 @@ def secrets_of(value: Any) -> set[str]:
     return {str(value)} if isinstance(value, FromFile) else set()
 
 
-def scrubbed(text: str, secrets: Iterable[str]) -> str:
-    """Text of somebody else's making, such as a driver's error, without the secrets it may quote."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        for form in (secret, quote(secret, safe=""), quote_plus(secret)):
+def key_ids_of(value: BaseModel) -> set[str]:
+    """The ids of access keys among the sections of a configuration."""
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    deeper = (key_ids_of(section) for section in fields.values() if isinstance(section, BaseModel))
+    own = {str(text) for name, text in fields.items() if name == _KEY_ID and text}
+    return own.union(*deeper)
+
+
+def scrubbed(text: str, secrets: Iterable[str], key_ids: Iterable[str] = ()) -> str:
+    """Text of somebody else's making, such as a driver's error, without what it may quote.
+
+    Args:
+        text: The text.
+        secrets: What is masked wherever it is.
+        key_ids: What is masked where it stands for itself, not within another name, such as a bucket's or a file's.
+    """
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        for form in _forms(secret):
             text = text.replace(form, MASK)
+    for key_id in filter(None, key_ids):
+        for form in _forms(key_id):
+            text = re.sub(rf"(?<![\w./-]){re.escape(form)}(?!\w|[.-]\w)", MASK, text)
     return _URL_USERINFO.sub(f"{MASK}@", text)
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    """A text as it is, and as URLs have it."""
+    return text, quote(text, safe=""), quote_plus(text)
 
 
 def _secrets_among(items: Iterable[tuple[Any, Any]], hidden: set[Any]) -> set[str]:

@@ -16,6 +16,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
+from esper.configs.redaction import scrubbed
 from esper.errors import LibraryError
 from esper.library.content import LARGEST
 from esper.persistence.folder import make_folders, write_file
@@ -46,9 +47,16 @@ class Blobs:
     """
 
     def __init__(
-        self, store: Any, place: str, owner: str, write: Callable[[str, bytes], None], secrets: tuple[str, ...] = ()
+        self,
+        store: Any,
+        place: str,
+        owner: str,
+        write: Callable[[str, bytes], None],
+        secrets: tuple[str, ...] = (),
+        key_ids: tuple[str, ...] = (),
     ) -> None:
-        self.place, self.owner, self._store, self._write, self._secrets = place, owner, store, write, secrets
+        self.place, self.owner, self._store, self._write = place, owner, store, write
+        self._secrets, self._key_ids = secrets, key_ids
 
     @classmethod
     def in_folder(cls, folder: Path, owner: str) -> Blobs:
@@ -69,13 +77,15 @@ class Blobs:
         """
         retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
         store = S3Store(**options, virtual_hosted_style_request=False, retry_config=retries)
-        hidden = (options[name] for name in ("secret_access_key", "access_key_id", "session_token") if name in options)
+        hidden = (options[name] for name in ("secret_access_key", "session_token") if name in options)
         endpoint = urlsplit(options["endpoint"])
         login, _, host = endpoint.netloc.rpartition("@")
         password = login.partition(":")[2]
         place = f"bucket {options['bucket']} at {endpoint._replace(netloc=host).geturl()}"
         secrets = tuple(filter(None, (*hidden, login, password, unquote(password))))
-        return cls(store, place, owner, lambda path, data: _put(store, path, data), secrets)
+        return cls(
+            store, place, owner, lambda path, data: _put(store, path, data), secrets, (options["access_key_id"],)
+        )
 
     def put(self, digest: str, data: bytes) -> None:
         """Writes an object; others see all of it or nothing, and it is there to stay once this returns."""
@@ -132,8 +142,7 @@ class Blobs:
             raise
         except (BaseError, OSError) as error:
             said = _said(error)
-        for secret in self._secrets:
-            said = said.replace(secret, "***")
+        said = scrubbed(said, self._secrets, self._key_ids)
         raise LibraryError(f"the library's objects ({self.place}): {said}; {_next_move(said)}") from None
 
 

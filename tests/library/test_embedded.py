@@ -337,6 +337,23 @@ def test_an_older_catalogue_where_nothing_may_be_written_is_said(monkeypatch):
             open_library(folder)
 
 
+def test_an_access_key_hides_no_other_name(monkeypatch):
+    from esper.library.blobs import Blobs
+
+    keys = {"access_key_id": "esper", "secret_access_key": "s3cret", "session_token": "t0ken"}
+    place = {"bucket": "esper-artifacts", "endpoint": "http://localhost:9", "region": "us-east-1"}
+    blobs = Blobs.in_bucket({**keys, **place, "client_options": {"allow_http": True}}, "0" * 32)
+    said = (
+        "PUT http://localhost:9/esper-artifacts/kernels/ab.esper?X-Amz-Credential=esper%2F2026: "
+        "<AWSAccessKeyId>esper</AWSAccessKeyId> s3crets t0ken"
+    )
+    monkeypatch.setattr(blobs, "_write", lambda path, data: (_ for _ in ()).throw(OSError(said)))
+    with pytest.raises(LibraryError) as raised:
+        blobs.put("0" * 64, b"")
+    assert "/esper-artifacts/kernels/ab.esper?X-Amz-Credential=***%2F2026" in str(raised.value)
+    assert "<AWSAccessKeyId>***</AWSAccessKeyId> ***s ***;" in str(raised.value)
+
+
 def test_what_a_library_needs_is_named(monkeypatch, tmp_path):
     from esper.library import opening
 

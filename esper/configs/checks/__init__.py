@@ -16,7 +16,7 @@ from functools import partial
 from esper.configs.checks import cache, database, files, run, storage
 from esper.configs.checks.findings import Finding, Probe, within
 from esper.configs.config import EsperConfig
-from esper.configs.redaction import secrets_of
+from esper.configs.redaction import key_ids_of, secrets_of
 
 __all__ = ["Finding", "examine"]
 
@@ -37,7 +37,7 @@ def examine(config: EsperConfig, *, connect: bool = True, seconds: float = SECON
     found = [*files.examine(config), *run.examine(config)]
     if not connect:
         return found
-    secrets = secrets_of(config)
+    secrets, key_ids = secrets_of(config), key_ids_of(config)
     probes: list[Probe] = []
     if config.database is not None:
         probes.append(Probe("database", database.examine, config.database))
@@ -48,5 +48,5 @@ def examine(config: EsperConfig, *, connect: bool = True, seconds: float = SECON
     if not probes:
         return found
     with ThreadPoolExecutor(len(probes)) as pool:
-        answers = pool.map(lambda probe: within(probe, seconds, secrets), probes)
+        answers = pool.map(lambda probe: within(probe, seconds, secrets, key_ids), probes)
         return [*found, *(finding for answer in answers for finding in answer)]

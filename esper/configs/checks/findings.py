@@ -44,7 +44,7 @@ class Probe:
     section: Any
 
 
-def within(probe: Probe, seconds: float, secrets: Iterable[str]) -> list[Finding]:
+def within(probe: Probe, seconds: float, secrets: Iterable[str], key_ids: Iterable[str] = ()) -> list[Finding]:
     """What the probe found; one that hangs is left behind, and that is a finding too."""
     found: list[Finding] = []
     work = threading.Thread(target=_ask, args=(probe, found), daemon=True, name=f"check {probe.subject}")
@@ -55,7 +55,7 @@ def within(probe: Probe, seconds: float, secrets: Iterable[str]) -> list[Finding
         told = f"no answer within {seconds:g} s"
         move = "it may be overloaded, stopped, or behind a firewall that drops packets: see whether it runs"
         so_far.append(Finding("failed", probe.subject, told, move))
-    return [replace(finding, said=scrubbed(finding.said, secrets)) for finding in so_far]
+    return [replace(finding, said=scrubbed(finding.said, secrets, key_ids)) for finding in so_far]
 
 
 def first_line(error: BaseException) -> str:
