@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from esper.library import Entry, Library
 
 _WIDTH = 140
+_DIGEST = "its digest, or the beginning of it: at least 6 digits, with which no other begins"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,14 +33,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     found.add_argument("--order-by", default="gain", help="gain, created, updated or parameters")
     found.add_argument("--limit", type=int, default=50, help="how many at most (50)")
     shown = _verb(verbs, "show", _show, "all that is known of one kernel")
-    shown.add_argument("digest", metavar="DIGEST", help="its digest, or the beginning of it")
+    shown.add_argument("digest", metavar="DIGEST", help=_DIGEST)
     pushed = _verb(verbs, "push", _push, "put kernels into the library: files, those of another, or the outbox")
     pushed.add_argument("what", metavar="FILE|DIGEST", nargs="*", help="files; with --from digests; none: the outbox")
     pushed.add_argument("--from", dest="other", metavar="DIR", help="another library, of which all or these are taken")
     pulled = _verb(verbs, "pull", _pull, "take a kernel out of the library, into a file or another library")
-    pulled.add_argument("digest", metavar="DIGEST", help="its digest, or the beginning of it")
+    pulled.add_argument("digest", metavar="DIGEST", help=_DIGEST)
     pulled.add_argument("--to", required=True, metavar="FILE.esper|DIR", help="a file, or the folder of a library")
     _verb(verbs, "verify", _verify, "read everything, and say what is damaged or missing")
+    retired = _verb(verbs, "retire", _retire, "take a kernel out of what is found; gc removes it after a time")
+    retired.add_argument("digest", metavar="DIGEST", help=_DIGEST)
+    retired.add_argument("--reason", required=True, metavar="TEXT", help="why, for whoever asks later")
     collected = _verb(verbs, "gc", _gc, "say what could go; with --delete, remove it")
     collected.add_argument("--grace", type=float, default=168, metavar="HOURS", help="leave alone what is newer (168)")
     collected.add_argument("--delete", action="store_true", help="remove it")
@@ -141,6 +145,17 @@ def _verify(asked: argparse.Namespace, library: Library) -> int:
 
 
 def _gc(asked: argparse.Namespace, library: Library) -> int:
+def _retire(asked: argparse.Namespace, library: Library) -> int:
+    digest = library.digest(asked.digest)
+    entry = library.retire(digest, asked.reason)
+    if asked.json:
+        return _said({"digest": digest, "lifecycle": "retired", "reason": asked.reason, "sound": entry is not None})
+    print(f"{digest} is retired; `esper library gc --delete` removes it after its grace period")
+    if entry is None:
+        print("its entry was changed by other means than the library's, and is not believed: only a push makes it anew")
+    return 0
+
+
     found = library.gc(grace=timedelta(hours=asked.grace), dry_run=not asked.delete)
     if asked.json:
         held = {"retired": list(found.retired), "objects": list(found.objects)}

@@ -188,5 +188,5 @@ def parameters_of(artifact: KernelArtifact) -> int:
 def _damaged(what: str, found: str) -> ArtifactError:
     return ArtifactError(
         f"{what} is not what was written: {found}. It was changed or damaged, and nothing of it was used; put it in "
-        "again from where it came from, or retire it (`esper library verify` lists all that are damaged)"
+        "again from where it came from, or retire it (`esper library retire`; `verify` lists all that are damaged)"
     )

@@ -260,7 +260,8 @@ class Library:
             what = "is missing" if there is None else "is not what was written: it was changed or damaged"
             raise ArtifactError(
                 f"{digest}: its object {row['blob'][:12]}... in {self._blobs.place} {what}, and nothing of it was "
-                "used; put the kernel in again from where it came from, or retire it"
+                "used; put the kernel in again from where it came from, or retire it "
+                "(`esper library retire`)"
             )
         artifact, _ = unpack(data, f"the object {row['blob'][:12]}...", digest)
         check_content(row, artifact)

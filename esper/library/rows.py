@@ -328,7 +328,7 @@ def _plain(value: Any) -> Any:
 def _changed(digest: str, what: str) -> ArtifactError:
     return ArtifactError(
         f"sha256:{digest}: {what} in the catalogue was changed by other means than the library's; put it in "
-        "again from where it came from, retire it, or bring the catalogue back from a backup"
+        "again from where it came from, retire it (`esper library retire`), or bring the catalogue back from a backup"
     )
 
 

@@ -84,6 +84,34 @@ def test_verify_and_gc(place, filled, capsys):
     assert went["retired"] == [filled[1]] and len(went["objects"]) == 1 and not went["dry_run"]
 
 
+def test_retire(place, filled, capsys):
+    import sqlalchemy as sa
+
+    from esper.library.schema import kernels
+
+    assert f"{filled[1]} is retired" in said(
+        capsys, "retire", filled[1][7:17], "--reason", "gains less", "--library", place
+    )
+    with open_library(place) as library:
+        assert library.entry(filled[1]).reason == "gains less"
+        assert [entry.digest for entry in library.find()] == [filled[0]]
+        with library._catalogue.writing() as connection:
+            connection.execute(sa.update(kernels).where(kernels.c.digest == filled[0][7:]).values(flops=3))
+    told = said(capsys, "retire", filled[0], "--reason", "somebody changed it", "--library", place)
+    assert f"{filled[0]} is retired" in told and "changed by other means" in told
+    told = json.loads(said(capsys, "retire", filled[0], "--reason", "again", "--library", place, "--json"))
+    assert told == {"digest": filled[0], "lifecycle": "retired", "reason": "again", "sound": False}
+    assert json.loads(said(capsys, "list", "--library", place, "--json")) == []
+    gone = json.loads(said(capsys, "gc", "--library", place, "--grace", "0", "--delete", "--json"))
+    assert set(gone["retired"]) == set(filled)
+
+
+def test_the_commands_that_messages_advise_are_there(place, filled, capsys):
+    with open_library(place) as library:
+        library._blobs.put(library.entry(filled[0]).blob, b"x")
+    assert "`esper library retire`" in said(capsys, "verify", "--library", place, code=1)
+
+
 def test_all_of_a_library_is_pushed_and_one_bad_file_stops_no_other(place, filled, tmp_path, capsys, monkeypatch):
     from esper.library import queries
 
@@ -144,7 +172,16 @@ def test_what_a_library_holds_says_nothing_to_the_terminal(place, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [["list"], ["show", "abcdef12"], ["pull", "abcdef12", "--to", "x.esper"], ["verify"], ["gc"]], ids=str
+    "command",
+    [
+        ["list"],
+        ["show", "abcdef12"],
+        ["pull", "abcdef12", "--to", "x.esper"],
+        ["verify"],
+        ["gc"],
+        ["retire", "abcdef12", "--reason", "x"],
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("how", ["--library", "--config"])
 def test_what_is_not_there_is_not_made(command, how, tmp_path, capsys):
