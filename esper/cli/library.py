@@ -28,7 +28,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     found = _verb(verbs, "list", _list, "the kernels of a library, the best gain first")
     for name in ("kind", "blueprint", "tag", "lifecycle"):
         found.add_argument(f"--{name}", help=f"only those of this {name}")
-    found.add_argument("--run", dest="of_run", help="only those of this run")
+    of_run = "only those of this run: its run_id, such as 20261130T101530-1a2b3c, not the name of its configuration"
+    found.add_argument("--run", dest="of_run", metavar="RUN_ID", help=of_run)
     found.add_argument("--min-gain", type=float, help="only those that gained as much")
     found.add_argument("--order-by", default="gain", help="gain, created, updated or parameters")
     found.add_argument("--limit", type=int, default=50, help="how many at most (50)")
@@ -40,10 +41,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     pulled = _verb(verbs, "pull", _pull, "take a kernel out of the library, into a file or another library")
     pulled.add_argument("digest", metavar="DIGEST", help=_DIGEST)
     pulled.add_argument("--to", required=True, metavar="FILE.esper|DIR", help="a file, or the folder of a library")
-    _verb(verbs, "verify", _verify, "read everything, and say what is damaged or missing")
     retired = _verb(verbs, "retire", _retire, "take a kernel out of what is found; gc removes it after a time")
     retired.add_argument("digest", metavar="DIGEST", help=_DIGEST)
     retired.add_argument("--reason", required=True, metavar="TEXT", help="why, for whoever asks later")
+    _verb(verbs, "verify", _verify, "read everything, and say what is damaged or missing")
     collected = _verb(verbs, "gc", _gc, "say what could go; with --delete, remove it")
     collected.add_argument("--grace", type=float, default=168, metavar="HOURS", help="leave alone what is newer (168)")
     collected.add_argument("--delete", action="store_true", help="remove it")
@@ -52,7 +53,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _verb(verbs: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=about, description=about)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--library", metavar="DIR", help="the folder of a library (runs/library)")
+    where.add_argument("--library", metavar="DIR", help="the folder of a library; without one, runs/library")
     where.add_argument("--config", metavar="FILE", help="the configuration that says where the library is")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
     parser.set_defaults(run=lambda asked: _run(asked, run))
@@ -144,7 +145,6 @@ def _verify(asked: argparse.Namespace, library: Library) -> int:
     return 1 if found.problems else 0
 
 
-def _gc(asked: argparse.Namespace, library: Library) -> int:
 def _retire(asked: argparse.Namespace, library: Library) -> int:
     digest = library.digest(asked.digest)
     entry = library.retire(digest, asked.reason)
@@ -156,6 +156,7 @@ def _retire(asked: argparse.Namespace, library: Library) -> int:
     return 0
 
 
+def _gc(asked: argparse.Namespace, library: Library) -> int:
     found = library.gc(grace=timedelta(hours=asked.grace), dry_run=not asked.delete)
     if asked.json:
         held = {"retired": list(found.retired), "objects": list(found.objects)}
