@@ -24,7 +24,10 @@ except ImportError:  # Windows
 JOURNAL, CHECKPOINTS = "job.json", "checkpoints"
 """How far the run is, and what it can be gone on from."""
 
-TOLD = (JOURNAL, HISTORY, "certificate.json", "ledger.json", "network.json")
+MODEL = ("model.safetensors", "state_dict.pt", "trained.pt")
+"""The model that a run gave back."""
+
+TOLD = (JOURNAL, HISTORY, "certificate.json", "ledger.json", "network.json", *MODEL)
 """What is read together as the account of one run; without the first, nothing goes on with it."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
@@ -61,7 +64,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def set_aside(folder: Path) -> None:
-    """Renames the account of an earlier run, to `history.<run_id>.jsonl` and so on: nothing is lost or mixed up.
+    """Renames the account of an earlier run and its model, to `history.<run_id>.jsonl` and so on: nothing is mixed up.
 
     The checkpoints of one that did not come to its end go with it.
 

@@ -49,8 +49,10 @@ def test_a_run_that_begins_keeps_the_account_of_the_one_before_and_shows_none_of
         job.run(config(folder))
     assert [event.step for event in read(folder / "history.earlier-1.jsonl")] == [0]
     assert [event.step for event in read(folder)] == [7, 7]  # the evaluation, and that it failed
-    for name in ("certificate", "ledger", "network"):
-        assert not (folder / f"{name}.json").exists() and (folder / f"{name}.earlier-1.json").exists()
+    files = ("certificate.json", "ledger.json", "network.json", "model.safetensors", "state_dict.pt", "trained.pt")
+    for name in files:
+        stem, _, suffix = name.partition(".")
+        assert not (folder / name).exists() and (folder / f"{stem}.earlier-1.{suffix}").read_text() == "{}\n", name
 
 
 def test_two_runs_do_not_share_a_folder(folder):
@@ -104,6 +106,7 @@ def test_a_history_that_could_not_be_written_while_it_went_on_is_written_at_the_
     assert [(event.step, event.event) for event in found] == [(one.step, one.event) for one in said]
     assert [event.sequence for event in found] == list(range(len(said)))
     assert "events were lost, 0 written: the disk is full" in caplog.text
+    assert {path.name for path in done.files.values()} <= set(TOLD)  # what the next run is to put aside
     assert "written again at the end" in _loading(done)[str(tmp_path / "history.jsonl")]
     (tmp_path / "history.jsonl").unlink()
     (tmp_path / "history.jsonl").mkdir()
