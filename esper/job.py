@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -119,7 +120,8 @@ def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callabl
             model = wrap(
                 host, training.target_layers, training.seeds_per_layer, training.cache_size_mb, library=library.opened
             )
-            agreement = parity(host, model, data)
+            wanted = _answered(host, data, training)
+            agreement = parity(wanted, model, data)
             look = _unseen if grown else watch
             kept = _kept(journal, "growth", told) | {"policy": policy, "draw": library.draw}
             growth = _grown(config, journal, model, data, watch=look, listen=tell, **kept)
@@ -211,17 +213,37 @@ def _begin(journal: Journal) -> None:
     journal.write()
 
 
-def parity(host: Any, model: MorphableModel, data: Dataset) -> Agreement:
-    """Eager torch against the wrapped model on the test part, in evaluation mode.
+def _answered(host: Any, data: Dataset, training: TrainingSettings) -> np.ndarray:
+    """What eager torch answers to the test part, in evaluation mode; it is the first that the host is called with.
+
+    Raises:
+        ConfigError: It does not take the data.
+    """
+    from esper.torch_frontend.places import user_line
+    from esper.torch_frontend.probe import evaluating
+
+    inputs = _tensor(data)
+    with evaluating(host) as module:
+        try:
+            answers = module(inputs)
+        except Exception as error:
+            line = user_line("".join(traceback.format_tb(error.__traceback__)))
+            sizes = ", ".join(map(str, inputs.shape[1:]))
+            raise ConfigError(
+                f"training.model {training.model!r} does not take training.data {training.data!r}, which are batches "
+                f"of shape [batch, {sizes}]: {type(error).__name__}{f' at {line}' if line else ''}: {error}; give a "
+                "model of that input, or other data"
+            ) from error
+    return answers.numpy()
+
+
+def parity(wanted: np.ndarray, model: MorphableModel, data: Dataset) -> Agreement:
+    """Eager torch's answers to the test part against the wrapped model's, in evaluation mode.
 
     Raises:
         ParityError: They disagree beyond the tolerance of float32.
     """
-    from esper.torch_frontend.probe import evaluating
-
-    with evaluating(host) as module:
-        wanted = module(_tensor(data))
-    agreement = compare(np.asarray(model(data.test.inputs)), wanted.numpy())
+    agreement = compare(np.asarray(model(data.test.inputs)), wanted)
     if agreement.scaled > tolerance("float32"):
         raise ParityError(f"the wrapped model disagrees with eager torch before training: {agreement}")
     return agreement

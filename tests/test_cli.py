@@ -107,6 +107,25 @@ def test_what_cannot_be_grown_is_one_message_and_2(config, capsys, changes, mess
     assert out == "" and message in err and err.startswith("esper: ") and "Traceback" not in err
 
 
+def test_a_model_that_does_not_take_the_data_is_said_with_both_and_where(config, tmp_path, monkeypatch, capsys):
+    (tmp_path / "narrow_host.py").write_text(
+        "from torch import nn\n"
+        "class Narrow(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.head = nn.Linear(8, 10)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(x)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["grow", config(training__model="narrow_host:Narrow"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    wanted = ("training.model 'narrow_host:Narrow'", "training.data 'digits'", "[batch, 64]", "narrow_host.py:7")
+    assert all(part in said for part in (*wanted, "mat1 and mat2 shapes cannot be multiplied"))
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("command", [["grow"], ["config", "check"]])
 def test_a_missing_file_is_one_message_and_2(capsys, command):
     assert main([*command, "nowhere.yaml"]) == 2
