@@ -43,6 +43,14 @@ class RunFinishedError(EsperError, ValueError):
     """A run is to be gone on with that has come to its end."""
 
 
+class WriteError(EsperError, OSError):
+    """Files that cannot be written; the message says what to do, `problems` why each of them could not."""
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
 class MissingExtraError(EsperError, ImportError):
     """An optional package is needed that is not installed."""
 
