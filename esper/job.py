@@ -139,7 +139,8 @@ def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callabl
             kept = _kept(journal, "control", told)
             alone = grow(model, data, training, still, name="control", watch=watch, listen=told, **kept)
     lost = {name: counts.dropped for name, counts in bus.counts().items() if counts.dropped}
-    if "jsonl" in lost:
+    if is_main() and not told.is_written():
+        _LOG.warning("%s had lost events of this run: it is written again", files["history"])
         write_again(journal.place, told.events())
     journal = journal.reached("ended")
     return Job(agreement, growth, alone, certificate, files, journal.published, lost)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from esper.report.read import gone_on, happening
+from esper.errors import EventError
+from esper.report.read import NOTICES, gone_on, happening, missing, numbered_once
 from esper.telemetry.bus import Bus
 from esper.telemetry.convert import event_of
 from esper.telemetry.events import Event
@@ -31,8 +32,8 @@ class Told:
     """
 
     def __init__(self, folder: Path, bus: Bus, listen: Listen, *, resumed: bool) -> None:
-        self._bus, self._listen = bus, listen
-        self._before = read(folder) if resumed and (folder / HISTORY).is_file() else []
+        self._folder, self._bus, self._listen = folder, bus, listen
+        self._before = numbered_once(read(folder)) if resumed and (folder / HISTORY).is_file() else []
         self._said: list[tuple[Record, float]] = []
         self._known = Counter(_known(self._before))
 
@@ -51,12 +52,20 @@ class Told:
                 self._tell(record)
 
     def events(self) -> Iterator[Event]:
-        """The whole history, with what was told in this process."""
-        last = self._before[-1] if self._before else None
-        first, part = (last.sequence + 1, last.part + 1) if last else (0, 0)
-        yield from self._before
-        for sequence, (record, seconds) in enumerate(self._said, first):
+        """The whole history, with what was told in this process, numbered without a gap."""
+        part = self._before[-1].part + 1 if self._before else 0
+        for sequence, event in enumerate(self._before):
+            yield event if event.sequence == sequence else event.model_copy(update={"sequence": sequence})
+        for sequence, (record, seconds) in enumerate(self._said, len(self._before)):
             yield event_of(record, run_id=self._bus.run_id, sequence=sequence, seconds=seconds, part=part)
+
+    def is_written(self) -> bool:
+        """Whether the file holds the whole history: somebody may have taken it away while the run went on."""
+        try:
+            found = read(self._folder)
+        except (EventError, OSError):
+            return False
+        return not missing(found) and not Counter(_told(self.events())) - Counter(_told(found))
 
     def _tell(self, record: Record) -> None:
         self._bus.publish(record)
@@ -67,6 +76,11 @@ def _known(events: Sequence[Event]) -> Iterator[tuple[object, ...]]:
     """What happened, without what happened again after the run had been resumed."""
     for name in dict.fromkeys(event.run for event in events):
         yield from map(_what, gone_on(tuple(event for event in events if event.run == name)))
+
+
+def _told(events: Iterable[Event]) -> Iterator[tuple[object, ...]]:
+    """What the events say, but those that telemetry tells of itself."""
+    return (_what(event) for event in events if event.event not in NOTICES)
 
 
 def _what(event: Event | Record) -> tuple[object, ...]:

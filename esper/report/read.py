@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -43,6 +43,7 @@ class Event:
     time: str = ""
     run_id: str = ""
     sequence: int | None = None
+    part: int = 0
 
     @property
     def place(self) -> tuple[str, int] | None:
@@ -72,7 +73,17 @@ class Happening(Protocol):
     def figures(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
+class Numbered(Protocol):
+    """What has a number in its run, if it is not of before there were any."""
+
+    @property
+    def sequence(self) -> int | None: ...  # noqa: D102
+    @property
+    def part(self) -> int: ...  # noqa: D102
+
+
 H = TypeVar("H", bound=Happening)
+N = TypeVar("N", bound=Numbered)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,7 @@ class RunData:
         certificate: Of the module that was given back; None: not there.
         network: As `esper.jax_backend.description` made it; None: not there.
         can_resume: Whether it keeps what `esper grow --resume` goes on from.
+        missing: How many events its history has lost.
         notes: What could not be read, and why.
     """
 
@@ -99,6 +111,7 @@ class RunData:
     certificate: Mapping[str, Any] | None = None
     network: Mapping[str, Any] | None = None
     can_resume: bool = False
+    missing: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -145,8 +158,9 @@ def run(folder: str | Path, name: str | None = None) -> RunData:
             "`esper grow` wrote, or wait for the run to write its first event"
         )
     events, notes = _events(history)
+    lost = missing(_own(events))
     events, said = told_once(events)
-    notes += said
+    notes = [*_lost(lost), *notes, *said]
     growth, control = _split(events)
     files: dict[str, Any] = {}
     run_id = next((event.run_id for event in reversed(events) if event.run_id), "")
@@ -163,6 +177,7 @@ def run(folder: str | Path, name: str | None = None) -> RunData:
         certificate=files["certificate"],
         network=network,
         can_resume=(place / JOURNAL).is_file(),
+        missing=lost,
         notes=tuple(notes + said),
     )
 
@@ -202,7 +217,6 @@ def _event(line: str, path: Path, number: int) -> Event | None:
         return None
     layer, seed, figures = plain.get("layer"), plain.get("seed"), plain.get("figures")
     compiles = plain.get("compiles")
-    sequence = plain.get("sequence")
     return Event(
         step=step,
         event=cut(event, 40),
@@ -214,8 +228,13 @@ def _event(line: str, path: Path, number: int) -> Event | None:
         run=cut(str(plain.get("run") or "growth"), 80),
         time=cut(str(plain.get("time") or ""), 40),
         run_id=cut(str(plain.get("run_id") or ""), 80),
-        sequence=sequence if isinstance(sequence, int) else None,
+        sequence=_count(plain.get("sequence")),
+        part=_count(plain.get("part")) or 0,
     )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST else None
 
 
 def _check_version(plain: Mapping[str, Any], path: Path, number: int) -> None:
@@ -252,20 +271,61 @@ def told_once(events: list[Event]) -> tuple[list[Event], list[str]]:
 
     A sink that failed may write an event again. A folder may hold an earlier run's events, of another id.
     """
-    last = next((event.run_id for event in reversed(events) if event.run_id), "")
-    own = [event for event in events if event.run_id in ("", last)]
-    met: set[int] = set()
-    once: list[Event] = []
-    for event in own:
-        if event.sequence is None or event.sequence not in met:
-            once.append(event)
-        met |= set() if event.sequence is None else {event.sequence}
+    own = _own(events)
+    once = numbered_once(own)
     notes = [f"{len(events) - len(own)} events of another run in this folder were left out"] if own != events else []
     about = [event.event for event in once if event.event in NOTICES]
     if about:
         counts = ", ".join(f"{name} {about.count(name)}" for name in dict.fromkeys(about))
         notes.append(f"telemetry says of itself: {counts}; {HISTORY} has the reasons")
-    return [event for event in once if event.event not in NOTICES], notes
+    last = max((event.part for event in once), default=0)
+    over = {*NOTICES} | {"failed"}  # a failure that the run went on after is none of it
+    return [event for event in once if event.event not in (over if event.part < last else NOTICES)], notes
+
+
+def _own(events: list[Event]) -> list[Event]:
+    """Those of the run that was told last."""
+    last = next((event.run_id for event in reversed(events) if event.run_id), "")
+    return [event for event in events if event.run_id in ("", last)]
+
+
+def numbered_once(events: Sequence[N]) -> list[N]:
+    """The events without those whose part and number were there before."""
+    met: set[tuple[int, int]] = set()
+    once: list[N] = []
+    for event in events:
+        if event.sequence is None:
+            once.append(event)
+        elif (number := (event.part, event.sequence)) not in met:
+            met.add(number)
+            once.append(event)
+    return once
+
+
+def missing(events: Sequence[Numbered]) -> int:
+    """How many events of a run are not there, by the gaps in their numbers; those that have none fill as many.
+
+    Each part goes on from where the part before it was, as far as whoever resumed the run knew.
+    """
+    parts: dict[int, set[int]] = {}
+    for event in events:
+        if event.sequence is not None:
+            parts.setdefault(event.part, set()).add(event.sequence)
+    gaps, expected = 0, 0
+    for _, numbers in sorted(parts.items()):
+        gaps += max(numbers) + 1 - min(expected, *numbers) - len(numbers)
+        expected = max(numbers) + 1
+    return max(0, gaps - sum(event.sequence is None for event in events))
+
+
+def _lost(count: int) -> list[str]:
+    if not count:
+        return []
+    are = "1 event is" if count == 1 else f"{count:,} events are"
+    return [
+        f"{are} missing from {HISTORY}, by the gaps in the events' numbers: what is counted here is at least as much, "
+        "and curves, seeds and decisions have gaps"
+    ]
 
 
 def gone_on(events: tuple[H, ...]) -> tuple[H, ...]:

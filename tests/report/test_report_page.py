@@ -186,7 +186,7 @@ def test_an_envelope_and_unknown_fields_change_nothing(tmp_path):
 def test_an_event_that_was_written_twice_and_one_of_another_run_are_left_out(tmp_path):
     mine = [event | {"run_id": "b", "sequence": at} for at, event in enumerate(history())]
     other = [event | {"run_id": "a", "sequence": at} for at, event in enumerate(history()[:5])]
-    notice = record(90, "drops", "3 events were dropped") | {"run_id": "b", "sequence": 999}
+    notice = record(90, "drops", "3 events were dropped") | {"run_id": "b", "sequence": len(mine)}
     found = run(folder(tmp_path / "a", [*other, *mine[:10], *mine[5:], notice]))
     assert len(found.events) + len(found.control) == len(history())
     assert "5 events of another run" in found.notes[0] and "drops 1" in found.notes[1]
@@ -377,3 +377,74 @@ def test_a_folder_as_output_is_refused_with_the_file_to_name(tmp_path, capsys):
 def test_one_folder_may_be_given_by_itself(tmp_path):
     place = folder(tmp_path / "a")
     assert write(place, tmp_path / "one.html") == tmp_path / "one.html"
+
+
+# ---- what was lost --------------------------------------------------------------------------------------
+
+
+def numbered(events, part=0, first=0):
+    return [event | {"run_id": "a", "part": part, "sequence": at} for at, event in enumerate(events, first)]
+
+
+def test_events_that_a_history_lost_are_told_on_top_and_counts_are_at_least(page, tmp_path):
+    events = numbered(history())
+    kept = [event for event in events if event["sequence"] not in (0, 1, 2, 7)]
+    found = page(folder(tmp_path / "a", kept))
+    wanted = "4 events are missing from history.jsonl, by the gaps in the events' numbers"
+    assert wanted in found.text and "At least 1 kernel germinated" in found.text
+    assert found.text.index(wanted) < found.text.index("At least 1 kernel germinated")
+    assert "are missing" not in page(folder(tmp_path / "b", events)).text
+
+
+@pytest.mark.parametrize(
+    ("events", "lost"),
+    [
+        (history(), 0),
+        (numbered(history()), 0),
+        (numbered(history())[3:], 3),
+        (numbered(history())[:20] + numbered(history())[18:], 0),  # a sink wrote some again
+        (numbered(history()[:20]) + numbered(history()[15:], part=1, first=15), 0),  # a resume gave some numbers again
+        (numbered(history()[:20]) + numbered(history()[20:], part=1, first=20), 0),
+        (numbered(history()[:20]) + numbered(history()[20:], part=1, first=22), 2),
+        (numbered(history()[20:], part=1, first=20), 20),
+        (history()[:5] + numbered(history()[5:], first=5), 0),  # the first are of before there were numbers
+        ([event | {"sequence": number} for event in history() for number in (-1, True, 2**60, "x")], 0),
+    ],
+    ids=str,
+)
+def test_gaps_in_numbers_are_what_is_missing(tmp_path, events, lost):
+    assert run(folder(tmp_path / "a", events)).missing == lost
+
+
+def test_a_resume_that_gave_numbers_again_loses_none_of_its_events(tmp_path):
+    events = history()
+    again = numbered(events[:20]) + numbered([record(50, "resume"), *events[20:]], part=1, first=18)
+    found = run(folder(tmp_path / "a", again))
+    assert any(event.event == "resume" for event in found.events)
+    assert len(found.control) == sum(event["run"] == "control" for event in events)
+
+
+def test_a_failure_after_which_the_run_went_on_is_none_of_it(tmp_path):
+    growth = [event for event in history() if event["run"] == "growth"]
+    control = [event for event in history() if event["run"] == "control"]
+    failed = numbered([*growth, record(100, "failed", "the run ended by WriteError")])
+    assert run(folder(tmp_path / "a", failed)).failure
+    found = run(folder(tmp_path / "b", failed + numbered(control, part=1, first=len(failed))))
+    assert not found.failure and not found.is_running
+
+
+def test_a_page_that_cannot_be_written_is_said_with_its_path(tmp_path, monkeypatch, capsys):
+    place = folder(tmp_path / "a")
+    page = place / "report.html"
+    page.write_text("before")
+
+    def full(*given, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert main(["report", str(place)]) == 2
+    said = capsys.readouterr().err
+    assert f"{page}: No space left on device" in said and "-o FILE" in said
+    assert page.read_text() == "before" and sorted(path.name for path in place.glob(".*")) == []
+    with pytest.raises(OSError, match="report cannot be written"):
+        write(place, page)

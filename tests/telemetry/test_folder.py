@@ -1,9 +1,12 @@
 """A folder holds the account of one run at a time, and what an earlier one left is kept."""
 
 import json
+import shutil
+import time
 
 import pytest
 
+import esper.report
 from esper import job
 from esper.cli.grow import _loading
 from esper.configs import EsperConfig
@@ -113,3 +116,19 @@ def test_a_history_that_could_not_be_written_while_it_went_on_is_written_at_the_
     with pytest.raises(TelemetryError, match="its history cannot be written to"):
         write_again(tmp_path, found)
     assert not list(tmp_path.glob(".history*"))
+
+
+def test_a_history_that_is_taken_away_while_it_goes_on_is_written_whole_at_the_end(tmp_path, caplog):
+    place, said = tmp_path / "run", []
+
+    def remove(step):
+        if step == 3:
+            time.sleep(0.3)  # until what was told is there
+            shutil.rmtree(place)
+
+    done = job.run(growing(place), control=False, listen=said.append, watch=remove)
+    assert "jsonl" not in done.lost and "it is written again" in caplog.text
+    found = read(place)
+    assert [(event.step, event.event) for event in found] == [(one.step, one.event) for one in said]
+    assert [event.sequence for event in found] == list(range(len(said)))
+    assert esper.report.run(place).missing == 0

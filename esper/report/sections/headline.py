@@ -36,11 +36,11 @@ def headline(run: RunData, place: Place) -> Markup:
 def sentence(run: RunData, found: Facts) -> str:
     """The run in a sentence."""
     if not found.arrived:
-        grew = "Nothing grew"
+        grew = "Nothing is known to have grown" if run.missing else "Nothing grew"
     else:
         counts = {"germinated": found.germinated, "came from the library": found.loaded}
         came = ", ".join(f"{_counted(count, 'kernel')} {how}" for how, count in counts.items() if count)
-        grew = f"{came} and {found.stayed or 'none'} stayed"
+        grew = f"{'At least ' if run.missing else ''}{came} and {found.stayed or 'none'} stayed"
     now, then = found.after, found.before
     if now is None:
         return f"{grew}. No evaluation has been recorded yet."
