@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from esper import __version__
 from esper.api import unwrap, wrap
 from esper.configs import EsperConfig, TrainingSettings
 from esper.control.connect import policy_of
-from esper.errors import ConfigError, ParityError
+from esper.errors import ConfigError, ParityError, WriteError
 from esper.jax_backend.description import description, gains_of
 from esper.jax_backend.devices import is_main
 from esper.jax_backend.model import MorphableModel
@@ -36,6 +36,7 @@ from esper.told import Listen, Told
 from esper.train.data import SHAPES, Dataset, load
 from esper.train.drawn import NetworkFile
 from esper.train.history import Record
+from esper.train.keeping import newest
 from esper.train.loop import Result, grow
 
 _LOG = logging.getLogger("esper.job")
@@ -97,6 +98,7 @@ def run(
 
     Raises:
         RunFinishedError: The run to go on with has come to its end.
+        WriteError: What it came to cannot be written; it can be gone on with once that is seen to.
         EsperError: The configuration, the host or the data do not do, another run is writing to the folder, or it
             holds none to go on with, or one of another configuration.
     """
@@ -127,12 +129,16 @@ def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callabl
             growth = _grown(config, journal, model, data, watch=look, listen=tell, **kept)
             trained = unwrap(growth.model, probe=_tensor(data))
             certificate: Any = trained.esper_certificate
-            files = _write(journal.place, trained, growth, certificate)  # before a library could disturb anything
+            files = _files(journal.place)
+            problems = _write(files, trained, growth, certificate)  # before a library could disturb anything
+            published = journal.published
             if grown:
                 growth = _with_published(growth, journal, tell)
             else:
                 growth, published = library.publish(growth)
-                journal = journal.reached("control", published)
+                journal = journal if problems else journal.reached("control", published)
+            if problems:
+                raise _not_written(journal, problems, published)
         alone = None
         if control:
             still = config.tamiyo_settings().model_copy(update={"policy": "none"})
@@ -282,18 +288,42 @@ def _seed(layer: str, seed: int, state: Any, kernels: dict[tuple[str, int], Any]
     return plain
 
 
-def _write(place: Path, trained: Any, growth: Result, certificate: dict[str, Any]) -> dict[str, Path]:
-    from esper.torch_frontend.files import save_module
+def _files(place: Path) -> dict[str, Path]:
+    from esper.torch_frontend.files import NAMES
 
-    place.mkdir(parents=True, exist_ok=True)
+    return {name: place / file for name, file in (NAMES | _PLAIN).items()}
+
+
+def _write(files: Mapping[str, Path], trained: Any, growth: Result, certificate: dict[str, Any]) -> list[str]:
+    """Writes what a run came to, each file whole or not at all; what could not be written, and why."""
+    from esper.torch_frontend.files import contents
+
     metadata = {"esper": __version__, "seeds": json.dumps(seed_metadata(growth.model))}
-    files = save_module(trained, place, metadata)
-    files |= {name: place / file for name, file in _PLAIN.items()}
     network = description(growth.model, gains_of(growth.gains))
     plain = {"ledger": growth.ledger.as_dict(), "network": network, "certificate": certificate}
-    for name, held in plain.items():
-        write_file(files[name], (json.dumps(held, indent=2) + "\n").encode())
-    return files
+    made = {name: lambda held=held: (json.dumps(held, indent=2) + "\n").encode() for name, held in plain.items()}
+    problems = []
+    for name, content in (contents(trained, metadata) | made).items():
+        data = content()
+        try:
+            write_file(files[name], data)
+        except OSError as error:  # others may be small enough
+            problems.append(f"{files[name]}: {error.strerror or error}")
+    return problems
+
+
+def _not_written(journal: Journal, problems: Sequence[str], published: Published | None) -> WriteError:
+    """What a run ends with whose files are not all there; it is still one that can be gone on with."""
+    if not journal.is_kept:
+        move = "see to that, such as by making room, and run it again"
+    else:
+        folder = journal.checkpoints("growth")
+        kept = folder is not None and newest(Path(folder.folder)) is not None
+        begin = "goes on from the last checkpoint" if kept else "does it again, since it kept no checkpoint"
+        move = f"make room there, or see to what it says, and `esper grow CONFIG --resume` {begin}"
+    said = "" if published is None else f"\nlibrary: {published}"
+    listed = "\n  ".join(problems)
+    return WriteError(f"the run has grown, and cannot write all that it came to:\n  {listed}\n{move}{said}", problems)
 
 
 def _tensor(data: Dataset) -> Any:

@@ -1,5 +1,6 @@
 """`esper grow --resume`: a run that was killed goes on as if it had not been, and what cannot go on is refused."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,8 +17,9 @@ import esper.report
 from esper import job
 from esper.cli import main
 from esper.configs import EsperConfig
-from esper.errors import ConfigError, RunFinishedError, RunFolderError
+from esper.errors import ConfigError, RunFinishedError, RunFolderError, WriteError
 from esper.journal import settings
+from esper.shelf import Shelf
 from esper.telemetry import Bus, Jsonl, read
 from esper.telemetry.folder import claimed
 from esper.told import Told
@@ -119,6 +121,62 @@ def test_a_run_that_is_killed_in_both_its_parts_ends_as_one_that_is_not(tmp_path
     assert not (place / "checkpoints").exists()
     assert main(["grow", config, "--resume"]) == 0
     assert "is finished: nothing of it is left to do" in capsys.readouterr().out
+
+
+# ---- a disk that is full at the end ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 0], ids=["with checkpoints", "without"])
+def test_a_run_whose_files_cannot_be_written_says_so_and_goes_on_to_the_same(tmp_path, monkeypatch, capsys, every):
+    whole, place = tmp_path / "whole", tmp_path / "full"
+    assert main(["grow", written(tmp_path, "whole"), "--quiet"]) == 0
+    published, config = [], written(tmp_path, "full", checkpoint_every=every)
+    wrote, publish = job.write_file, Shelf.publish
+
+    def full(file, data):
+        if file.suffix in (".pt", ".safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        wrote(file, data)
+
+    def told(shelf, result):
+        published.append(result)
+        return publish(shelf, result)
+
+    monkeypatch.setattr(Shelf, "publish", told)
+    with monkeypatch.context() as patched:
+        patched.setattr("esper.job.write_file", full)
+        with pytest.raises(WriteError) as problem:
+            job.run(EsperConfig.from_yaml(config))
+    assert isinstance(problem.value, OSError) and len(problem.value.problems) == 3 and len(published) == 1
+    said = str(problem.value)
+    assert f"{place / 'model.safetensors'}: No space left on device" in said and "esper grow CONFIG --resume" in said
+    assert ("goes on from the last checkpoint" in said) == bool(every)
+    assert not [path.name for path in place.iterdir() if path.suffix in (".pt", ".safetensors") or path.name[0] == "."]
+    assert esper.report.run(place).failure
+    capsys.readouterr()
+    assert main(["grow", config, "--resume", "--quiet"]) == 0
+    assert happened(place) == happened(whole) and esper.report.run(place).missing == 0
+    assert not esper.report.run(place).failure
+    assert tensors(place) == tensors(whole) and (place / "trained.pt").is_file()
+
+
+def test_files_that_a_run_in_its_control_cannot_write_are_written_when_it_goes_on(tmp_path, monkeypatch):
+    config, place = written(tmp_path, "run"), tmp_path / "run"
+    killed(STEPS + 2, config)  # of which the growth took STEPS
+    wrote = job.write_file
+
+    def full(file, data):
+        if file.suffix == ".pt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        wrote(file, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("esper.job.write_file", full)
+        assert main(["grow", config, "--resume", "--quiet"]) == 2
+    assert esper.report.run(place).failure
+    assert main(["grow", config, "--resume", "--quiet"]) == 0
+    found = esper.report.run(place)
+    assert not found.failure and not found.is_running and (place / "trained.pt").is_file()
 
 
 # ---- what cannot go on ----------------------------------------------------------------------------------

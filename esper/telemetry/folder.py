@@ -107,7 +107,7 @@ def write_again(folder: Path, events: Iterable[Event]) -> None:
             new.unlink(missing_ok=True)
         raise TelemetryError(
             f"the run is over, and its history cannot be written to {path}: {error.strerror or error}; the other files "
-            "of the run are there: see to that, and run it again if its history is needed"
+            "of the run are there: see to that, and `esper grow CONFIG --resume` comes to the end once more"
         ) from error
 
 

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
+NAMES = {"tensors": "model.safetensors", "state_dict": "state_dict.pt", "module": "trained.pt"}
+"""Names of the files: of safetensors, of a `state_dict` for `weights_only=True`, and of a pickle."""
 
-def save_module(module: nn.Module, place: Path, metadata: Mapping[str, str]) -> dict[str, Path]:
-    """Writes a module's tensors and the module itself into the directory `place`.
+
+def contents(module: nn.Module, metadata: Mapping[str, str]) -> dict[str, Callable[[], bytes]]:
+    """What makes the bytes of each of a module's files, by what it is, as in `NAMES`.
+
+    They are made whole before anything is written: what libraries raise on a full disk names neither it nor the file.
 
     Args:
-        module: What to write; its `state_dict` keys are the tensors' names.
-        place: An existing directory.
+        module: What the files are to hold; its `state_dict` keys are the tensors' names.
         metadata: Text to put beside the tensors in the safetensors file.
-
-    Returns:
-        The files: "tensors" (safetensors), "state_dict" (`weights_only=True` reads it), "module" (a pickle).
     """
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
-    files = {
-        "tensors": place / "model.safetensors",
-        "state_dict": place / "state_dict.pt",
-        "module": place / "trained.pt",
+    return {
+        "tensors": lambda: save(tensors, {"format": "pt", **metadata}),
+        "state_dict": lambda: _saved(tensors),
+        "module": lambda: _saved(module),
     }
-    save_file(tensors, files["tensors"], {"format": "pt", **metadata})
-    torch.save(tensors, files["state_dict"])
-    torch.save(module, files["module"])
-    return files
+
+
+def _saved(held: Any) -> bytes:
+    file = BytesIO()
+    torch.save(held, file)
+    return file.getvalue()

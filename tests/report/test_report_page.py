@@ -1,5 +1,6 @@
 """The page: what it says, what it never does, and how large it gets."""
 
+import errno
 import json
 import math
 import re
