@@ -210,6 +210,19 @@ def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch, capsy
     assert "training.model" not in capsys.readouterr().out
 
 
+def test_a_component_that_nothing_reads_is_warned_of(tmp_path, capsys):
+    """Other programs may read it; a slip of one that esper reads is none of theirs."""
+    training = f"training: {{output_dir: {tmp_path}}}"
+    path = written(tmp_path, f"name: n\n{training}\ncomponents: {{kasmina: {{}}, oona: {{}}}}")
+    assert main(["config", "check", path]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "nothing reads it" in line]
+    assert line.startswith("warning  components.kasmina: ")
+    for slip, meant in (("urzaa", "urza"), ("tamyio", "tamiyo"), ("Nissa", "nissa")):
+        path = written(tmp_path, f"name: n\n{training}\ncomponents:\n  {slip}: {{config: {{folder: a}}}}")
+        assert main(["config", "check", path]) == 2
+        assert f"components.{slip} (line 4): unknown component; did you mean '{meant}'?" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_warned_of(tmp_path):
     """It may be taken by the run that is looked at."""
     with socket.socket() as taken:

@@ -1,12 +1,16 @@
 """Secrets from files and directories: where they come from, what beats what, and that none is ever shown."""
 
+import json
 import os
 import traceback
 import warnings
+from contextlib import contextmanager
 
 import pytest
 
+from esper.cli import main
 from esper.configs import EsperConfig
+from esper.configs.checks import examine
 from esper.configs.redaction import key_ids_of, scrubbed, secrets_of
 from esper.configs.secrets import SecretFileWarning, is_open
 from esper.errors import ConfigError
@@ -96,6 +100,43 @@ def test_open_sections_take_secrets_of_the_directory(tmp_path, monkeypatch):
     assert CANARY not in repr(config) + str(config.redacted())
 
 
+LINE = "k1 " + "0" * 64
+REMOTE = ("components", {"tamiyo": {"config": {"remote": {"key_file": None}}}})
+
+
+@pytest.mark.parametrize(
+    ("name", "subject", "there"),
+    [
+        ("redis__password", "redis", ("redis", {})),
+        ("components__tamiyo__config__remote__secret", "components.tamiyo.config.remote", REMOTE),
+    ],
+)
+def test_a_mounted_secret_by_itself_switches_nothing_on(tmp_path, monkeypatch, name, subject, there):
+    place = secret(tmp_path, name, LINE)
+    monkeypatch.setenv("ESPER_SECRETS_DIR", str(tmp_path))
+    off = EsperConfig(name="n", training={"output_dir": str(tmp_path)})
+    assert off.redis is None and off.tamiyo_settings().remote is None
+    assert off.idle_secrets() == ((subject, place),)
+    told = [finding for finding in examine(off, connect=False) if finding.subject == subject]
+    assert [finding.verdict for finding in told] == ["ok"] and place in told[0].told and LINE not in str(told[0])
+    on = EsperConfig(name="n", **dict([there]))
+    assert LINE in secrets_of(on) and on.idle_secrets() == ()
+
+
+@pytest.mark.parametrize("beside", ["file", "variable", "section"])
+def test_a_mounted_secret_goes_with_what_the_environment_brings(tmp_path, monkeypatch, beside):
+    secret(tmp_path, "redis__password")
+    if beside == "file":
+        secret(tmp_path, "redis__host", "cache")
+    if beside == "variable":
+        monkeypatch.setenv("ESPER_REDIS__HOST", "cache")
+    if beside == "section":
+        monkeypatch.setenv("ESPER_REDIS", '{"host": "cache"}')
+    monkeypatch.setenv("ESPER_SECRETS_DIR", str(tmp_path))
+    config = EsperConfig(name="n")
+    assert (config.redis.host, config.redis.password) == ("cache", CANARY)
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -143,26 +184,44 @@ def test_a_wrong_secret_names_its_file(tmp_path, monkeypatch):
     assert CANARY not in "".join([*traceback.format_exception(caught.value), *caught.value.problems])
 
 
-def test_secrets_that_everybody_can_read_are_warned_of(tmp_path):
-    """A file is open when every folder above it is: what a test writes to is not."""
-    place = secret(tmp_path, mode=0o644)
-    closed = [parent for parent in (tmp_path, *tmp_path.parents) if not parent.stat().st_mode & 0o001]
-    assert is_open(tmp_path / "secret") == (not closed)
-    for parent in closed:
-        assert parent.stat().st_uid == os.getuid()
+@contextmanager
+def reachable(folder):
+    """Everybody may go through every folder above: what a test writes to is closed to others."""
+    closed = [parent for parent in (folder, *folder.parents) if not parent.stat().st_mode & 0o001]
     modes = [(parent, parent.stat().st_mode) for parent in closed]
+    assert all(parent.stat().st_uid == os.getuid() for parent in closed)
     try:
         for parent, mode in modes:
             parent.chmod(mode | 0o001)
+        yield
+    finally:
+        for parent, mode in modes:
+            parent.chmod(mode)
+
+
+def test_secrets_that_everybody_can_read_are_warned_of(tmp_path):
+    place = secret(tmp_path, mode=0o644)
+    closed = [parent for parent in (tmp_path, *tmp_path.parents) if not parent.stat().st_mode & 0o001]
+    assert is_open(tmp_path / "secret") == (not closed)
+    with reachable(tmp_path):
         with pytest.warns(SecretFileWarning, match=f"chmod o-r {place}"):
             EsperConfig(name="n", training={"x": f"${{file:{place}}}"})
         os.chmod(place, 0o640)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             EsperConfig(name="n", training={"x": f"${{file:{place}}}"})
-    finally:
-        for parent, mode in modes:
-            parent.chmod(mode)
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o600, False)])
+def test_keys_of_remote_control_that_everybody_can_read_are_warned_of(tmp_path, capsys, mode, warned):
+    keys = secret(tmp_path, "control.keys", LINE, mode)
+    remote = {"key_file": keys, "folder": str(tmp_path)}
+    document = {"name": "n", "components": {"tamiyo": {"config": {"remote": remote}}}}
+    document["training"] = {"output_dir": str(tmp_path)}
+    file = secret(tmp_path, "esper.yaml", json.dumps(document))
+    with reachable(tmp_path):
+        assert main(["config", "check", "--offline", file]) == 0
+    assert (f"chmod o-r {keys}" in capsys.readouterr().out) == warned
 
 
 def everything_secret(folder):

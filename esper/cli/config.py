@@ -69,10 +69,11 @@ def _config_check(asked: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         config = EsperConfig.from_yaml(asked.file)
-    config.check()
+        config.check()
+        keys = list(_keys(config))
     for warning in warned:
         print(f"warning  {warning.message}")
-    findings = [*examine(config, connect=not asked.offline, seconds=asked.timeout), *_keys(config)]
+    findings = [*examine(config, connect=not asked.offline, seconds=asked.timeout), *keys]
     for finding in findings:
         print(finding)
     failed = sum(finding.verdict == "failed" for finding in findings)

@@ -59,6 +59,8 @@ def _grow(asked: argparse.Namespace) -> int:
         logged(settings, notes, quiet=asked.quiet),
         progress_bar(steps_of(config.training_settings(), control=control), shown=bar, console=notes) as tick,
     ):
+        for name in config.unread_components():
+            _LOG.warning("nothing reads components.%s: `esper config check` says what is read", name)
 
         def listen(record: Record) -> None:
             _log(record)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import Field, PrivateAttr, TypeAdapter, field_validator
+from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, field_validator
 
 from esper.configs import environment
 from esper.configs.base import ConfigModel
 from esper.configs.nissa import NissaSettings
 from esper.configs.oona import OonaSettings
-from esper.configs.problems import refusal
-from esper.configs.schema import editor_schema
+from esper.configs.problems import did_you_mean, refusal
+from esper.configs.schema import COMPONENTS, editor_schema
 from esper.configs.services import ComponentConfig, DatabaseConfig, RedisConfig, StorageConfig
 from esper.configs.settings import LoggingSettings, LogLevel, TamiyoSettings, TrainingSettings
 from esper.configs.substitute import overlay, substitute
@@ -34,6 +35,14 @@ class _Origin:
 
     name: str = field(default="EsperConfig", compare=False)
     lines: dict[str, int] = field(default_factory=dict, compare=False)
+    idle: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+
+def _component(name: str) -> str:
+    """A name that is nearly one that esper reads is a slip, and what it holds would be left out in silence."""
+    if name not in COMPONENTS and difflib.get_close_matches(name.lower(), COMPONENTS, n=1):
+        raise ValueError(f"unknown component; {did_you_mean(name, COMPONENTS)}")
+    return name
 
 
 class EsperConfig(ConfigModel):
@@ -64,7 +73,7 @@ class EsperConfig(ConfigModel):
     """Redis; left out: everything stays in the process."""
     storage: StorageConfig | None = None
     """Object storage; left out: artifacts stay on the local disk."""
-    components: dict[str, ComponentConfig] = Field(default={})
+    components: dict[Annotated[str, AfterValidator(_component)], ComponentConfig] = Field(default={})
     """Components by name."""
     training: dict[str, Any] = Field(default={})
     """The training job; see `TrainingSettings`."""
@@ -77,11 +86,12 @@ class EsperConfig(ConfigModel):
 
         def __init__(self, /, **values: Any) -> None:
             model = type(self)
-            over = environment.overrides(_sections(model))
+            over, idle = environment.overrides(_sections(model), values)
             # An override of one key leaves the others at their defaults.
             given = {"logging": _LOGGING, **values} if "logging" in over else values
             try:
                 super().__init__(**substitute(overlay(given, over), os.environ, model.__name__))
+                self._origin = replace(self._origin, idle=idle)
                 return
             except ConfigError as error:
                 refused = _reworded(error, model.__name__, lambda problem: _overridden(problem, values, model))
@@ -106,7 +116,7 @@ class EsperConfig(ConfigModel):
         origin = _Origin(os.fspath(path), document.lines)
         try:
             config = cls(**document.data)
-            config._origin = origin
+            config._origin = replace(origin, idle=config._origin.idle)
             return config
         except ConfigError as error:
             refused = _reworded(error, origin.name, lambda problem: _located(problem, origin.lines))
@@ -162,6 +172,14 @@ class EsperConfig(ConfigModel):
     def logging_settings(self) -> LoggingSettings:
         """The `logging` section, validated."""
         return self._view(LoggingSettings, self.logging, "logging")
+
+    def unread_components(self) -> list[str]:
+        """Components of other names than esper reads: nothing comes of what they hold."""
+        return [name for name in self.components if name not in COMPONENTS]
+
+    def idle_secrets(self) -> tuple[tuple[str, str], ...]:
+        """Secrets of the directory that go with a section there is none of: the section, and the file."""
+        return self._origin.idle
 
     def check(self) -> None:
         """Validate the sections the main job reads, all at once.

@@ -6,6 +6,9 @@
 | `ESPER_DATABASE__PASSWORD_FILE`, the file that holds it; not beside the variable itself | everything below |
 | the file `database__password` in the directory `ESPER_SECRETS_DIR` | what the YAML file or Python says |
 
+What lies in the directory may be there for others too: a secret of it goes with a section that there is, and does not
+switch one on.
+
 pydantic-settings' conventions: the prefix `ESPER_`, `__` between the parts of a path, JSON for lists
 and whole sections. What names no section of the configuration is not ours.
 """
@@ -23,14 +26,24 @@ from pydantic import BaseModel, create_model
 from pydantic_settings import BaseSettings, EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
+from esper.configs.control import RemoteSettings
 from esper.configs.problems import keys_at
 from esper.configs.secrets import read_secret
+from esper.configs.services import DatabaseConfig, RedisConfig, StorageConfig
 from esper.errors import ConfigError
 
 PREFIX = "ESPER_"
 DELIMITER = "__"
 POINTER = "_FILE"
 DIRECTORY = "ESPER_SECRETS_DIR"
+
+_OPTIONAL: dict[tuple[str, ...], type[BaseModel]] = {
+    ("database",): DatabaseConfig,
+    ("redis",): RedisConfig,
+    ("storage",): StorageConfig,
+    ("components", "tamiyo", "config", "remote"): RemoteSettings,
+}
+"""What is off where its section is left out."""
 
 Sections = Mapping[str, Any]
 """The types of the configuration's sections, by name."""
@@ -76,18 +89,52 @@ def sources(sections: Sections) -> dict[str, Source]:
     return {**found, **pointers, **plain}
 
 
-def overrides(sections: Sections) -> dict[str, Any]:
+def overrides(sections: Sections, given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """What the environment and the secrets say about the sections, as nested mappings.
+
+    Args:
+        sections: Their types.
+        given: What the file or Python says of them.
+
+    Returns:
+        What they say, and the secrets that were left alone: the section that is not there, and the file.
 
     Raises:
         ConfigError: A secret cannot be read, or a section is overridden with something that is not JSON.
     """
     environment = {name.upper(): value for name, value in os.environ.items()}
     directory: dict[str, str] = {}
-    for name, source in sources(sections).items():
-        if source.file is not None:
+    found = sources(sections)
+    idle = _idle(found, given)
+    for name, source in found.items():
+        if source.file is not None and name not in idle:
             (directory if source.in_directory else environment)[name] = read_secret(source.file, source.label)
-    return _merged(_nested(directory, sections), _nested(environment, sections))
+    left = tuple((".".join(_path(name)[:-1]), found[name].label) for name in idle)
+    return _merged(_nested(directory, sections), _nested(environment, sections)), left
+
+
+def _idle(found: Mapping[str, Source], given: Mapping[str, Any]) -> list[str]:
+    """The secrets of the directory that are all there is of a section."""
+    idle: list[str] = []
+    for section, model in _OPTIONAL.items():
+        hidden = {variable_name((*section, name)) for name, field in model.model_fields.items() if not field.repr}
+        names = [name for name in found if name.startswith(variable_name(section) + DELIMITER)]
+        alone = all(found[name].in_directory and name in hidden for name in names)
+        whole = any(variable_name(section[:length]) in found for length in range(1, len(section) + 1))
+        if alone and not whole and not _has(given, section):
+            idle += names
+    return idle
+
+
+def _has(given: Any, path: tuple[str, ...]) -> bool:
+    """Whether anything is given at this path."""
+    for step in path:
+        given = given.get(step) if isinstance(given, Mapping) else getattr(given, step, None)
+    return given is not None
+
+
+def _path(name: str) -> tuple[str, ...]:
+    return tuple(name.removeprefix(PREFIX).lower().split(DELIMITER))
 
 
 def _merged(base: Any, over: Any) -> Any:
@@ -126,7 +173,7 @@ def overriding(path: tuple[str, ...], sections: Sections, whole: bool = False) -
 
 def _is_pointer(name: str, sections: Sections) -> bool:
     """Whether a variable names the file that holds the value; `redis.ca_file` is a field and no such thing."""
-    path = tuple(name.removeprefix(PREFIX).lower().split(DELIMITER))
+    path = _path(name)
     if not name.startswith(PREFIX) or not name.endswith(POINTER) or len(path) < 2:
         return False
     value = (*path[:-1], path[-1].removesuffix(POINTER.lower()))

@@ -50,7 +50,7 @@ def from_validation(error: ValidationError, model: type[BaseModel]) -> ConfigErr
 
 
 def _problem(location: Location, kind: str, message: str, model: type[BaseModel]) -> str:
-    path = ".".join(str(step) for step in location)
+    path = ".".join(str(step) for step in location if step != "[key]")
     if kind in _UNKNOWN_KEY:
         return f"{path}: unknown key; {did_you_mean(str(location[-1]), keys_at(model, location[:-1]))}"
     if kind == "missing":

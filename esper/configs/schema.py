@@ -14,12 +14,13 @@ from esper.configs.urza import UrzaSettings
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 _NUMBERS = {"integer", "number", "boolean"}
 _CLOSED = {"enum", "pattern"}
-_COMPONENTS: dict[str, type[BaseModel]] = {
+COMPONENTS: dict[str, type[BaseModel]] = {
     "tamiyo": TamiyoSettings,
     "urza": UrzaSettings,
     "nissa": NissaSettings,
     "oona": OonaSettings,
 }
+"""The components that esper reads, and the settings of each."""
 
 
 def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def editor_schema(model: type[BaseModel]) -> dict[str, Any]:
     properties["logging"] = _open(LoggingSettings, "logging", shared)
     properties["components"]["properties"] = {
         name: {"$ref": "#/$defs/ComponentConfig", "properties": {"config": _open(settings, "config", shared)}}
-        for name, settings in _COMPONENTS.items()
+        for name, settings in COMPONENTS.items()
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

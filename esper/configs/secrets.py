@@ -56,6 +56,16 @@ def is_open(place: Path) -> bool:
     return bool(place.stat().st_mode & stat.S_IROTH) and ways
 
 
+def warn_if_open(place: Path) -> None:
+    """Warns of a secret that every account of the machine can read."""
+    if is_open(place):
+        warnings.warn(
+            f"everybody on this machine can read the secret in {place}: chmod o-r {place}",
+            SecretFileWarning,
+            stacklevel=3,
+        )
+
+
 def _text(place: Path) -> FromFile:
     if not place.is_file():
         raise ValueError("there is no such file" if not place.exists() else "it is no file")
@@ -66,10 +76,5 @@ def _text(place: Path) -> FromFile:
     text = content.decode("utf-8").rstrip("\r\n")
     if not text:
         raise ValueError("it is empty")
-    if is_open(place):
-        warnings.warn(
-            f"everybody on this machine can read the secret in {place}: chmod o-r {place}",
-            SecretFileWarning,
-            stacklevel=2,
-        )
+    warn_if_open(place)
     return FromFile(text)

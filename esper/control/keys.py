@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from esper.configs.secrets import warn_if_open
 from esper.errors import ConfigError
 
 LEAST = 32
@@ -71,13 +72,14 @@ class Keys:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Keys:
-        """Keys from a file.
+        """Keys from a file; one that every account of the machine can read is warned of.
 
         Raises:
             ConfigError: It cannot be read, or holds something else.
         """
         try:
             text = Path(path).read_text(encoding="ascii")
+            warn_if_open(Path(path))
         except OSError as error:
             raise ConfigError(f"cannot read the keys in {os.fspath(path)}: {error.strerror}") from error
         except ValueError:

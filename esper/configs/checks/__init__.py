@@ -4,7 +4,7 @@
 |---|---|
 | `findings` | nothing: what was found, within what time, without secrets |
 | `database`, `cache`, `storage` | PostgreSQL, Redis and the object store themselves |
-| `files` | folders that are written to, room on their disks, certificates |
+| `files` | components and secrets that nothing reads, folders that are written to, room on their disks, certificates |
 | `run` | what a run imports, and the port it listens on |
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from esper.configs.checks.findings import Finding
 from esper.configs.config import EsperConfig
+from esper.configs.schema import COMPONENTS
 
 SCARCE, TOO_LITTLE = 2**30, 64 * 2**20  # bytes free
 _CERTIFICATES = {
@@ -23,7 +24,18 @@ _KEYS = {"ssl_key", "key_file"}
 
 def examine(config: EsperConfig) -> list[Finding]:
     """What is found on this machine."""
-    return [*_folders(config), *_library(config), *_certificates(config)]
+    return [*_components(config), *_secrets(config), *_folders(config), *_library(config), *_certificates(config)]
+
+
+def _components(config: EsperConfig) -> Iterator[Finding]:
+    for name in config.unread_components():
+        move = f"esper reads {', '.join(COMPONENTS)}: correct the name, or leave it for whom it is meant for"
+        yield Finding("warning", f"components.{name}", "nothing reads it", move)
+
+
+def _secrets(config: EsperConfig) -> Iterator[Finding]:
+    for section, place in config.idle_secrets():
+        yield Finding("ok", section, f"off: {place} is left alone, since a secret by itself switches nothing on")
 
 
 def _folders(config: EsperConfig) -> Iterator[Finding]:
