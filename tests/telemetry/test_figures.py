@@ -133,6 +133,16 @@ def test_prometheus_shows_what_a_run_went_back_to():
     assert found["esper_seed_alpha", "1", "head"] == 0 and ("esper_seed_alpha", "0", "head") not in found
 
 
+def test_the_port_that_was_free_is_told(caplog):
+    sink = Prometheus(0)
+    with caplog.at_level(logging.INFO, "esper.telemetry"):
+        sink.write(events())
+        sink.write(events())
+    port = sink.port
+    sink.close()
+    assert [line.split("http")[1] for line in caplog.messages] == [f"://127.0.0.1:{port}/metrics"]
+
+
 def test_runs_have_registries_of_their_own_and_free_their_port():
     first, second = Prometheus(), Prometheus()
     first.write(events("first"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+_LOG = logging.getLogger("esper.telemetry")
 _RUN = ("run_id", "run")
 _SEED = (*_RUN, "layer", "seed")
 _GAUGES = {
@@ -43,7 +45,7 @@ class Prometheus(Sink):
     another is asked for.
 
     Args:
-        port: To listen on; 0: one that is free.
+        port: To listen on; 0: one that is free, which the log says.
         host: Address to listen on.
 
     Raises:
@@ -111,6 +113,8 @@ class Prometheus(Sink):
                 f"nothing can listen on {self._host}:{self._asked}: {error.strerror or error}; "
                 "give another prometheus_port or prometheus_host, or end what listens there"
             ) from error
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        _LOG.info("Prometheus can ask for figures at http://%s:%d/metrics", host, self._server.server_port)
 
 
 def _samples(key: Key, state: RunState) -> Samples:
