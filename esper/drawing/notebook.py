@@ -31,7 +31,9 @@ class Shown:
         return tag("div", style, patterns(), network(layers, 900, name=name), class_="esper")
 
     def __str__(self) -> str:
-        lines = [f"{self.described['name']}: {whole(self.described['parameters'])} parameters"]
+        grown = self.described.get("grown_parameters")  # files of earlier versions do not say
+        beside = f", and {whole(grown)} grown" if grown else ""
+        lines = [f"{self.described['name']}: {whole(self.described['parameters'])} parameters{beside}"]
         for row in rows(self.described["layers"]):
             work = "" if row.flops is None else f"{counted(row.flops)} FLOPs"
             lines.append(

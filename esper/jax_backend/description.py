@@ -44,7 +44,8 @@ def description(model: Any, gains: Gains | None = None) -> dict[str, Any]:
 
     Returns:
         "schema_version"; "name": the class of the wrapped module; "captured": whether a capture shows the forward;
-        "parameters" of the host; "layers" in order of the forward, FLOPs being those of a forward for one example.
+        "parameters" of the host; "grown_parameters" of the kernels, without those in reserve; "layers" in order of
+        the forward, FLOPs being those of a forward for one example.
     """
     program = _forward(model)
     types = module_types(model.structure.source.description)
@@ -63,6 +64,9 @@ def description(model: Any, gains: Gains | None = None) -> dict[str, Any]:
         "name": types[""],
         "captured": program is not None,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params["host"])),
+        "grown_parameters": sum(
+            kernel["parameters"] for kernels in named.values() for kernel in kernels if not kernel["reserved"]
+        ),
         "seeds_per_layer": model.structure.seeds_per_layer,
         "layers": layers,
     }

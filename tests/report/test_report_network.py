@@ -55,6 +55,7 @@ def test_layers_are_in_order_of_the_forward_with_what_they_are(model):
         ("", "add", 0, [1, 2]),
         ("last", "Linear", 14, [3]),
     ]
+    assert found["grown_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(model.params["kernels"]))
     assert found["parameters"] == 86 and found["captured"] and found["name"] == "Residual"
     assert [held["kasmina"] for held in found["layers"] if held["name"]] == [True] * (len(told) - 2)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -133,7 +134,8 @@ class Drawing(HTMLParser):
 def test_a_model_shows_itself(model):
     shown = model.show()
     text, html = str(shown), shown._repr_html_()
-    assert "Residual: 86 parameters" in text and "+ mlp(width=5" in text and "grafting" in text
+    grown = sum(leaf.size for leaf in jax.tree.leaves(model.params["kernels"]))
+    assert f"Residual: 86 parameters, and {grown} grown" in text and "+ mlp(width=5" in text and "grafting" in text
     assert repr(shown) == text
     tags = Drawing(html).tags
     assert [tag for tag, _ in tags].count("style") == 1
