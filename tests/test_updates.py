@@ -221,6 +221,18 @@ def test_the_command_asks(tmp_path, capsys):
     assert "ended at step 40" in capsys.readouterr().err
 
 
+def test_a_run_that_was_begun_after_another_ended_is_not_taken_for_it(tmp_path):
+    """It was killed, or looks at its model still: what the earlier one said of itself is there all the same."""
+    (tmp_path / ASKED).touch()
+    (tmp_path / MET).write_text('{"began": 0}\n{"ended": 1060}\n')
+    (tmp_path / "job.json").write_text("{}")
+    with pytest.raises(ConfigError, match="has no events yet"):
+        ask(tmp_path, parsed(["patience=5"]))
+    (tmp_path / "history.jsonl").touch()
+    with pytest.raises(ConfigError, match="ended at step 1060"):
+        ask(tmp_path, parsed(["patience=5"]))
+
+
 def test_what_may_change_exists():
     for section, names in CHANGEABLE.items():
         for name in names:
@@ -280,4 +292,9 @@ def test_a_change_says_when_it_counts_for_the_local_default_only(tmp_path):
         Post().end("run-1"), Keys.parse(new_key("k1")), local=Tamiyo(GROWTH), run="run-1", timeout=0.001
     )
     (done,) = updates(run(tmp_path, {2: ["patience=2"]}, policy=policy, growth=None))
-    assert done.event == "update" and done.reason.endswith("from here on, for the local default only")
+    assert done.event == "update" and "from here on, for the local default only, which also says what is" in done.reason
+
+
+def test_a_controller_that_says_what_is_measured_misses_nothing():
+    policy = RemotePolicy(Post().end("run-1"), Keys.parse(new_key("k1")), local=Tamiyo(GROWTH), measure="remote")
+    assert policy.heeded_by == "the local default only"

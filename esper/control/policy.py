@@ -72,7 +72,6 @@ class RemotePolicy:
     """
 
     forgiving = True
-    heeded_by = "the local default"  # whose settings they are that change in a run
 
     def __init__(
         self,
@@ -103,6 +102,16 @@ class RemotePolicy:
     def run(self) -> str:
         """Name of the run."""
         return self._line.run
+
+    @property
+    def heeded_by(self) -> str:
+        """Whose settings they are that change in a run, and what else hangs on them."""
+        if self._measure == "remote":
+            return "the local default only"
+        return (
+            "the local default only, which also says what is measured before the controller decides: it may miss what "
+            "it reads until it has the same settings, or `measure` is remote"
+        )
 
     @property
     def settings(self) -> Any:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from esper.configs.changes import LOGGING, TAMIYO, Change, change
 from esper.errors import ConfigError
+from esper.telemetry.folder import JOURNAL
+from esper.telemetry.reading import HISTORY
 from esper.train.history import Figures, Record
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def ask(folder: str | os.PathLike[str], changes: Iterable[Change]) -> None:
         raise ConfigError(f"no run that takes changes has begun in {place}: name the folder it writes to (output_dir)")
     marks = [line for line in _lines(place / MET) if line.keys() & {"began", "ended"}]
     if marks and "ended" in marks[-1]:
+        if (place / JOURNAL).is_file() and not (place / HISTORY).is_file():  # the marks are those of a run before it
+            raise ConfigError(f"the run that was begun last in {place} has no events yet: ask again when it has some")
         raise ConfigError(f"the run in {place} ended at step {marks[-1]['ended']}: nothing of it can change any more")
     now = datetime.now(UTC).isoformat()
     lines = [{"field": change.field, "value": change.value, "time": now} for change in changes]
@@ -151,7 +155,7 @@ def changed(course: Course, asked: Change, step: int, figures: Figures | None = 
     values: Figures = {"field": asked.field, "old": json.dumps(old), "new": json.dumps(asked.value)}
     reason = f"{asked.field} was {values['old']} and is {values['new']} from here on"
     heeds = getattr(course.policy, "heeded_by", "") if asked.section == TAMIYO else ""
-    reason += f", for {heeds} only" if heeds else ""
+    reason += f", for {heeds}" if heeds else ""
     return course, Record(step, "update", reason, figures={**(figures or {}), **values})
 
 

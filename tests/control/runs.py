@@ -106,7 +106,7 @@ def bit_equal(left, right):
 def deeds(result):
     kept = [r for r in result.records if r.event not in (*EVENTS, "start", "resume", "end")]
     # A change of settings says where they are those of the local default alone, and is the same change.
-    return [(r.step, r.event, r.reason.removesuffix(", for the local default only"), r.layer, r.seed) for r in kept]
+    return [(r.step, r.event, r.reason.partition(", for the local default only")[0], r.layer, r.seed) for r in kept]
 
 
 def told(result, event):

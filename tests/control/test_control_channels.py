@@ -6,7 +6,9 @@ import pytest
 
 from control.contract import CHECKS
 from control.runs import KEYS, refusal
+from esper.configs import RedisConfig
 from esper.control import FolderChannel, Post
+from esper.control.redis import RedisChannel
 from esper.control.seal import MAX_BYTES, opened
 from esper.errors import ChannelError
 
@@ -54,3 +56,16 @@ def test_an_empty_inbox_goes_when_its_end_is_closed(tmp_path):
     assert end.receive(0) == b"a late answer"
     end.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_password_that_redis_does_not_take_names_the_fields(monkeypatch):
+    redis = pytest.importorskip("redis")
+    channel = RedisChannel(RedisConfig(password="0123-secret"), "controller")
+
+    def refuse(*_):
+        raise redis.AuthenticationError("invalid username-password pair")
+
+    monkeypatch.setattr(channel._client, "eval", refuse)
+    with pytest.raises(ChannelError, match=r"correct redis\.username and redis\.password") as error:
+        channel.receive(0)
+    assert "0123-secret" not in str(error.value)
