@@ -1,8 +1,11 @@
 """The command `esper`: exit codes, messages, files."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,7 +98,7 @@ def test_a_structured_log_is_json(config, capsys):
         ({"training__model": "torch.nn:functional"}, "a module is no factory"),
         ({"training__model": "builtins:dict"}, "makes a dict"),
         ({"training__model": "torch.nn:Identity"}, "gives"),
-        ({"training__target_layers": ["nothing"]}, "nothing matches 'nothing'"),
+        ({"training__target_layers": ["nothing"]}, "SmallMLP (1); by name: 'inner', 'head'"),
         ({"training__steps": 0}, "training.steps (line"),
         ({"training__data": "imagenet"}, "training.data"),
     ],
@@ -214,3 +217,32 @@ def test_python_dash_m_is_the_command_and_its_help_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     found = subprocess.run([sys.executable, "-m", "esper", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout == "esper 0.2.0\n"
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly():
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        command = [sys.executable, "-m", "esper", "config", "reference"]
+        found = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writes)
+    assert (found.returncode, found.stderr) == (141, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_said(monkeypatch, capsys):
+    def broken(asked):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("esper.cli.config._config_schema", broken)
+    assert main(["config", "schema"]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+def test_grow_warns_of_a_component_that_nothing_reads(config, capsys):
+    path = Path(config(training__model="no.such.module:make"))
+    document = yaml.safe_load(path.read_text())
+    document["components"]["kasmina"] = {}
+    path.write_text(yaml.safe_dump(document))
+    assert main(["grow", str(path)]) == 2
+    assert "nothing reads components.kasmina" in capsys.readouterr().err

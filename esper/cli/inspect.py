@@ -15,8 +15,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--input",
         action="append",
         default=[],
-        metavar="[NAME=]SHAPE:DTYPE",
-        help="an argument of forward, such as 1x3x32x32:float32; once for each",
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="an argument of forward, such as 2x64 or 1x16:int64; once for each, needed but for cnn and mlp",
     )
     parser.add_argument("--no-program", action="store_true", help="leave out the Programs themselves")
     parser.set_defaults(run=_inspect)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ def _watch(asked: argparse.Namespace) -> int:
         raise ArgumentError("--once shows what has happened, and --new leaves that out: give one of them")
     stop = threading.Event()
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    events = _events(asked, stop)
+    events, place = _events(asked, stop)
     try:
         if asked.once:
             stop.set()
-            return _once(events, console)
+            return _once(events, console, place)
         return _live(events, console) if console.is_terminal else _lines(events)
     except KeyboardInterrupt:
         return 0
@@ -55,7 +56,8 @@ def _watch(asked: argparse.Namespace) -> int:
         stop.set()
 
 
-def _events(asked: argparse.Namespace, stop: threading.Event) -> Iterator[Event]:
+def _events(asked: argparse.Namespace, stop: threading.Event) -> tuple[Iterator[Event], str]:
+    """The events, and where they come from."""
     from esper.configs import EsperConfig
     from esper.errors import ArgumentError
     from esper.telemetry import follow
@@ -65,22 +67,29 @@ def _events(asked: argparse.Namespace, stop: threading.Event) -> Iterator[Event]
     if asked.config is None:
         if not asked.runs:
             raise ArgumentError("nothing to watch: give the folder of a run, such as runs/quickstart, or --config FILE")
-        return follow(*asked.runs, beginning=beginning, stop=stop)
+        return follow(*asked.runs, beginning=beginning, stop=stop), _places(asked.runs)
     config = EsperConfig.from_yaml(asked.config)
     config.check()
     if config.redis is not None and config.nissa_settings().redis:
-        return follow_redis(config.redis, config.oona_settings(), runs=asked.runs, beginning=beginning, stop=stop)
-    return follow(*(asked.runs or [config.training_settings().output_dir]), beginning=beginning, stop=stop)
+        oona, server = config.oona_settings(), f"{config.redis.host}:{config.redis.port}"
+        place = f"{' and '.join(asked.runs) or 'any run'}, on Redis at {server} under the prefix {oona.prefix}"
+        return follow_redis(config.redis, oona, runs=asked.runs, beginning=beginning, stop=stop), place
+    runs = asked.runs or [config.training_settings().output_dir]
+    return follow(*runs, beginning=beginning, stop=stop), _places(runs)
 
 
-def _once(events: Iterator[Event], console: Console) -> int:
+def _places(runs: Sequence[str]) -> str:
+    return " and ".join(run if Path(run).exists() else f"{run}, which is not there" for run in runs)
+
+
+def _once(events: Iterator[Event], console: Console, place: str) -> int:
     from esper.errors import ArgumentError
     from esper.telemetry.showing import board
     from esper.telemetry.state import states
 
     found = states(events)
     if not found:
-        raise ArgumentError("there are no events yet: give the folder of a run that has begun")
+        raise ArgumentError(f"there are no events yet of {place}: give the folder of a run that has begun")
     console.print(board(found, unicode=_draws(console)))
     return 0
 

@@ -18,6 +18,7 @@ from esper.torch_frontend.translate import dtype_name
 Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 
 DEFAULT: tuple[type[nn.Module], ...] = (nn.Linear, _ConvNd)
+_SHOWN = 12  # names in an error
 _GEOMETRY = (
     "in_features",
     "out_features",
@@ -78,7 +79,7 @@ def matching(named: Mapping[str, nn.Module], targets: Sequence[Target] | Target,
     matched = [{name for name, layer in named.items() if _matches(target, name, layer, option)} for target in wanted]
     idle = [_show(target) for target, names in zip(wanted, matched, strict=True) if not names]
     if idle:
-        raise TargetError(f"{option}: nothing matches {', '.join(idle)}; {present(named.values())}")
+        raise TargetError(f"{option}: nothing matches {', '.join(idle)}; {present(named.values())}{_called(named)}")
     return set().union(*matched)
 
 
@@ -86,6 +87,12 @@ def present(modules: Iterable[nn.Module]) -> str:
     """What kinds of modules there are, for errors."""
     counts = Counter(type(module).__name__ for module in modules)
     return "the model has: " + ", ".join(f"{kind} ({n})" for kind, n in sorted(counts.items()))
+
+
+def _called(named: Mapping[str, nn.Module]) -> str:
+    names = [repr(name) for name in named if name]
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"; by name: {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
 def describe(name: str, layer: nn.Module) -> LayerSite:

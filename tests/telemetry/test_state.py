@@ -205,11 +205,13 @@ def test_watch_finds_the_folder_of_a_configuration(folder, capsys):
     ("arguments", "message"),
     [
         ([], "nothing to watch"),
-        (["nowhere"], "no events yet"),
+        (["nowhere"], "no events yet of nowhere, which is not there"),
+        (["."], "no events yet of .:"),
         (["--new", "nowhere"], "give one of them"),
     ],
 )
-def test_what_cannot_be_watched_is_one_message_and_2(arguments, message, capsys):
+def test_what_cannot_be_watched_is_one_message_and_2(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     assert main(["watch", "--once", *arguments]) == 2
     assert message in capsys.readouterr().err
 
