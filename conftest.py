@@ -33,6 +33,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in set(left_out)]
 
 
+def pytest_collection_finish(session):
+    """Leaves what the modules imported out of all later collections: torch and JAX are half a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
 MAPPINGS = 20_000  # of a process that may have 65,530; every compiled program takes some, and XLA crashes without any
 
 
