@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import esper
+from esper.caching import VARIABLE, caches
 from esper.configs import TamiyoSettings
 from esper.errors import ArgumentError, CorruptFileError, StateError
 from esper.growth.policy import Germinate, Transition
@@ -30,6 +31,15 @@ from esper.train.keeping import Checkpoints, newest
 KEY = jax.random.key(7)
 TX = optax.adamw(0.01)
 ROOT = str(Path(esper.__file__).parent.parent)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """All runs are of the same few programs: what one of them captures and compiles, later ones and processes find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("caches")))
+        with caches():
+            yield
 
 
 @cache
@@ -61,7 +71,8 @@ class Script:
 def run(**changes):
     kept = {"tx": TX, "steps": 40, "key": KEY, "batch_size": 16, "every": 5, "validation": examples()}
     growing = {"growth": TamiyoSettings(blend_steps=12, kernel_warmup_steps=2, swap="evaluation"), "policy": Script()}
-    return esper.fit(changes.pop("model", model()), changes.pop("data", examples()), **{**kept, **growing, **changes})
+    started = changes.pop("model", None) or model()
+    return esper.fit(started, changes.pop("data", examples()), **{**kept, **growing, **changes})
 
 
 @cache
@@ -292,12 +303,9 @@ def test_a_crash_at_any_step_of_a_save_leaves_the_old_or_the_new(tmp_path):
 TRAINING = """
 import sys
 sys.path.insert(0, sys.argv[2])
-import jax
-jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "/xla")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 import numpy as np
 import test_run_checkpoints as tests
+from esper.caching import caches
 from esper.train.keeping import Checkpoints
 
 folder = sys.argv[1] + "/run"
@@ -307,16 +315,17 @@ def tell(record, run):
     if record.event in ("start", "resume"):
         print("from", record.step, flush=True)
 
-found = tests.run(
-    steps=tests.STEPS, every=2, checkpoints=kept, resume=folder, callbacks=[tell],
-    on_step=lambda run: print("at", run.done, flush=True),
-)
+with caches():
+    found = tests.run(
+        steps=tests.STEPS, every=2, checkpoints=kept, resume=folder, callbacks=[tell],
+        on_step=lambda run: print("at", run.done, flush=True),
+    )
 np.savez(sys.argv[1] + "/end.npz", *tests.leaves(found))
 print("end", flush=True)
 """
 
 STEPS = 400
-KILLS = 5
+KILLS = 3
 
 
 def kills(config):
