@@ -105,10 +105,20 @@ def grown(model, name, tx, **how):
 def check_equal(found, wanted, rtol=1e-4):
     (model, losses), (one, wanted_losses) = found, wanted
     np.testing.assert_allclose(losses, wanted_losses, rtol=rtol)
-    ours, theirs = esper.unwrap(model), esper.unwrap(one)
+    ours, theirs = esper.unwrap(model), _unwrapped(one)
     for name, tensor in theirs.state_dict().items():
         gap = compare(ours.state_dict()[name], tensor)
         assert gap.scaled <= 1e-3, f"{name}: {gap}"
+
+
+_UNWRAPPED: dict[int, tuple] = {}
+
+
+def _unwrapped(model):
+    """Once for each model, which is kept with it: one is compared with several."""
+    if id(model) not in _UNWRAPPED:
+        _UNWRAPPED[id(model)] = model, esper.unwrap(model)
+    return _UNWRAPPED[id(model)][1]
 
 
 LIFE = (
