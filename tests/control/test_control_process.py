@@ -63,7 +63,7 @@ def ended(processes):
 
 
 def test_a_controller_process_that_is_killed_and_started_again(tmp_path):
-    file, line = written(tmp_path, timeout=15.0, patience=1, longest_rest=1)
+    file, line = written(tmp_path, timeout=8.0, patience=1, longest_rest=1)
     log = tmp_path / "log"
 
     def disturb(record, run):
