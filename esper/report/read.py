@@ -355,7 +355,7 @@ def _before_the_start(events: list[H]) -> list[H]:
 
 def _until_the_checkpoint(events: list[H], resume: H) -> list[H]:
     """The events that a checkpoint holds, as far as the resume tells: older ones tell the step alone."""
-    kept = [event for event in events if event.event not in ("end", "failed")]
+    kept = [event for event in takewhile(lambda event: event.event != "end", events) if event.event != "failed"]
     back = [at for at, event in enumerate(kept) if event.event in GOING_BACK]
     held, rollbacks = 0, resume.figures.get("rollbacks")
     if isinstance(rollbacks, int | float) and rollbacks >= 0:

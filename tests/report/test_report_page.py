@@ -425,6 +425,14 @@ def test_a_resume_that_gave_numbers_again_loses_none_of_its_events(tmp_path):
     assert len(found.control) == sum(event["run"] == "control" for event in events)
 
 
+def test_what_a_run_told_after_its_end_is_told_again_when_it_goes_on_from_its_last_step(tmp_path):
+    growth = [event for event in history() if event["run"] == "growth"]
+    ended = [event for event in growth if event["event"] == "end" or event["reason"] == "end"]
+    told = [*growth, record(100, "failed"), record(100, "resume", undecided=0, rollbacks=0), *ended]
+    found = [event for event in run(folder(tmp_path / "a", told)).events if event.event != "resume"]
+    assert found == list(run(folder(tmp_path / "b", growth)).events)
+
+
 def test_a_failure_after_which_the_run_went_on_is_none_of_it(tmp_path):
     growth = [event for event in history() if event["run"] == "growth"]
     control = [event for event in history() if event["run"] == "control"]
