@@ -29,17 +29,24 @@ ROOT = str(Path(esper.__file__).parent.parent)
 STEPS, EVERY = 40, 4
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys, time
+from pathlib import Path
 from esper import job
 from esper.cli import main
+from esper.train.keeping import newest
 
 grown, left = job.run, int(sys.argv[1])
 
 def run(config, *, watch, **asks):
+    place = Path(config.training_settings().output_dir)
     def counted(step):
         global left
         left -= 1
-        if not left:
+        if not left:  # checkpoint and history are written beside the steps, which take no time here
+            time.sleep(0.5)
+            stage = json.loads((place / "job.json").read_text())["stage"]
+            while step > 8 and newest(place / "checkpoints" / stage) is None:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         watch(step)
     return grown(config, watch=counted, **asks)
