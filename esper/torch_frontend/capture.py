@@ -7,6 +7,7 @@ loss is met here: rewritten so that the graph says it, or refused with its place
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -124,7 +125,7 @@ def export(
     _refuse_backward_hooks(flat.module)
     refuse_modes(flat.module)
     forget_plans(flat.module)
-    with _quiet(), _export_settings(), known(calls), _kept_meanings(), unchecked() as dropped:
+    with _ALONE, _quiet(), _export_settings(), known(calls), _kept_meanings(), unchecked() as dropped:
         try:
             captured = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic_shapes, strict=False)
         except TraceError:
@@ -146,7 +147,7 @@ def functionalise(
         The capture, and the graphs of the functions with a backward of their own that stand in it.
     """
     calls = flat.seen.calls
-    with _quiet(), _export_settings(), known(calls), kernelless():
+    with _ALONE, _quiet(), _export_settings(), known(calls), kernelless():
         try:
             made = _functional(captured, decompositions)
             return made, _joints(made.graph_module, calls, decompositions)
@@ -209,6 +210,8 @@ def _export_settings() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
+
+_ALONE = threading.RLock()  # captures change what is torch's, and put it back: those of several threads take turns
 
 _LOGS = [
     logging.getLogger(f"torch.{name}")
