@@ -117,7 +117,7 @@ def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callabl
     with policy_of(config, journal.run_id) as policy, _bus(config, journal) as bus:
         told = Told(journal.place, bus, listen, resumed=journal.resumed)
         grown = journal.stage != "growth"  # by a process before, which has told it
-        tell = (lambda record: told.recall([record])) if grown else told
+        tell = (lambda record: told.recall([record] if record.step else [])) if grown else told
         with shelf(config, journal.run_id, tell) as library:
             model = wrap(
                 host, training.target_layers, training.seeds_per_layer, training.cache_size_mb, library=library.opened
@@ -131,14 +131,13 @@ def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callabl
             certificate: Any = trained.esper_certificate
             files = _files(journal.place)
             problems = _write(files, trained, growth, certificate)  # before a library could disturb anything
-            published = journal.published
+            if problems:
+                raise _not_written(journal, problems)
             if grown:
                 growth = _with_published(growth, journal, tell)
             else:
                 growth, published = library.publish(growth)
-                journal = journal if problems else journal.reached("control", published)
-            if problems:
-                raise _not_written(journal, problems, published)
+                journal = journal.reached("control", published)
         alone = None
         if control:
             still = config.tamiyo_settings().model_copy(update={"policy": "none"})
@@ -312,8 +311,8 @@ def _write(files: Mapping[str, Path], trained: Any, growth: Result, certificate:
     return problems
 
 
-def _not_written(journal: Journal, problems: Sequence[str], published: Published | None) -> WriteError:
-    """What a run ends with whose files are not all there; it is still one that can be gone on with."""
+def _not_written(journal: Journal, problems: Sequence[str]) -> WriteError:
+    """What a run ends with whose files are not all there; it can be gone on with, and publishes its kernels then."""
     if not journal.is_kept:
         move = "see to that, such as by making room, and run it again"
     else:
@@ -321,9 +320,8 @@ def _not_written(journal: Journal, problems: Sequence[str], published: Published
         kept = folder is not None and newest(Path(folder.folder)) is not None
         begin = "goes on from the last checkpoint" if kept else "does it again, since it kept no checkpoint"
         move = f"make room there, or see to what it says, and `esper grow CONFIG --resume` {begin}"
-    said = "" if published is None else f"\nlibrary: {published}"
     listed = "\n  ".join(problems)
-    return WriteError(f"the run has grown, and cannot write all that it came to:\n  {listed}\n{move}{said}", problems)
+    return WriteError(f"the run has grown, and cannot write all that it came to:\n  {listed}\n{move}", problems)
 
 
 def _tensor(data: Dataset) -> Any:

@@ -76,15 +76,18 @@ class Journal:
     def reached(self, stage: Stage, published: Published | None = None) -> Journal:
         """The journal when the run has come to this stage, which the folder knows from then on."""
         at = replace(self, stage=stage, published=published or self.published)
-        at.write()
-        if self.is_kept and stage == "ended":
+        if at.write() and stage == "ended":
             shutil.rmtree(self.place / CHECKPOINTS, ignore_errors=True)
         return at
 
-    def write(self) -> None:
-        """Puts it into the folder; where it cannot be, the run goes on, and may be gone on with from further back."""
+    def write(self) -> bool:
+        """Puts it into the folder; where it cannot be, the run goes on, and may be gone on with from further back.
+
+        Returns:
+            Whether it is there.
+        """
         if not self.is_kept:
-            return
+            return False
         plain = {
             "schema_version": _SCHEMA_VERSION,
             "esper": __version__,
@@ -97,6 +100,8 @@ class Journal:
             write_file(self.place / JOURNAL, (json.dumps(plain, indent=1, default=str) + "\n").encode())
         except OSError as error:
             _LOG.warning("%s cannot be written: %s", self.place / JOURNAL, error)
+            return False
+        return True
 
     def _folder(self, name: Stage) -> Path:
         return self.place / CHECKPOINTS / name

@@ -18,7 +18,7 @@ from esper import job
 from esper.cli import main
 from esper.configs import EsperConfig
 from esper.errors import ConfigError, RunFinishedError, RunFolderError, WriteError
-from esper.journal import settings
+from esper.journal import found, settings
 from esper.shelf import Shelf
 from esper.telemetry import Bus, Jsonl, read
 from esper.telemetry.folder import claimed
@@ -63,7 +63,9 @@ def written(tmp_path, name, **training):
     training = (
         dict(data="digits", model="mlp", steps=STEPS, batch_size=16, eval_every=EVERY, output_dir=place) | training
     )
-    document = {"name": "test", "components": {"tamiyo": {"config": tamiyo}}, "training": training}
+    library = {"folder": str(tmp_path / f"{name}-library"), "draw": True, "publish": True}  # nothing is in it yet
+    components = {"tamiyo": {"config": tamiyo}, "urza": {"config": library}}
+    document = {"name": "test", "components": components, "training": training}
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(document))
     return str(path)
@@ -154,7 +156,7 @@ def test_a_run_whose_files_cannot_be_written_says_so_and_goes_on_to_the_same(tmp
         patched.setattr("esper.job.write_file", full)
         with pytest.raises(WriteError) as problem:
             job.run(EsperConfig.from_yaml(config))
-    assert isinstance(problem.value, OSError) and len(problem.value.problems) == 3 and len(published) == 1
+    assert isinstance(problem.value, OSError) and len(problem.value.problems) == 3 and not published
     said = str(problem.value)
     assert f"{place / 'model.safetensors'}: No space left on device" in said and "esper grow CONFIG --resume" in said
     assert ("goes on from the last checkpoint" in said) == bool(every)
@@ -165,6 +167,7 @@ def test_a_run_whose_files_cannot_be_written_says_so_and_goes_on_to_the_same(tmp
     assert happened(place) == happened(whole) and esper.report.run(place).missing == 0
     assert not esper.report.run(place).failure
     assert tensors(place) == tensors(whole) and (place / "trained.pt").is_file()
+    assert len(published) == 1  # its kernels, once the run has its model
 
 
 def test_files_that_a_run_in_its_control_cannot_write_are_written_when_it_goes_on(tmp_path, monkeypatch):
@@ -258,6 +261,22 @@ def test_a_run_that_goes_on_in_another_process_is_not_resumed(stopped):
     place, config = stopped
     with claimed(place), pytest.raises(ConfigError, match="another run is writing to"):
         job.run(EsperConfig.from_yaml(config), resume=True)
+
+
+def test_checkpoints_stay_until_the_folder_knows_that_the_run_has_ended(stopped, monkeypatch):
+    place, config = stopped
+    (place / "checkpoints").mkdir(exist_ok=True)
+    journal = found(place, EsperConfig.from_yaml(config))
+
+    def full(*given):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("esper.journal.write_file", full)
+        journal.reached("ended")
+    assert (place / "checkpoints").is_dir()
+    journal.reached("ended")
+    assert not (place / "checkpoints").exists()
 
 
 def test_a_run_that_is_finished_says_so(stopped):

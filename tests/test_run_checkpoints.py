@@ -115,6 +115,22 @@ def test_a_run_goes_on_from_the_disk_bit_for_bit(at, background, tmp_path):
     assert rest.ledger.phases["train"].steps == whole().ledger.phases["train"].steps
 
 
+def test_what_was_decided_at_the_end_is_not_decided_again(tmp_path):
+    """A policy may depend on what is there no more, such as a controller in another process."""
+
+    class Last(Script):
+        def __call__(self, observation, memory):
+            if observation.step == 40:
+                asked.append(observation)
+                return (), (memory, "decided")
+            return super().__call__(observation, memory)
+
+    asked = []
+    whole, again = (run(checkpoints=tmp_path, resume=tmp_path, policy=Last()) for _ in range(2))
+    assert len(asked) == 1 and bit_equal(whole, again)
+    assert newest(tmp_path).name.endswith("-step-40")
+
+
 def test_the_blend_was_under_way():
     alphas = [float(record.figures["alpha"]) for record in whole().records if "alpha" in record.figures]
     assert whole().model.seeds.lifecycle[0, 0] == S.FOSSILIZED and all(0 <= alpha <= 1 for alpha in alphas)

@@ -52,7 +52,7 @@ class FolderChannel:
         try:
             inbox.mkdir(mode=0o700, parents=True, exist_ok=True)
             part.write_bytes(message)
-            part.rename(_file(inbox, about or name))
+            _put(part, _file(inbox, about or name))
         except OSError as error:
             with suppress(OSError):  # what is half written on a full disk
                 part.unlink(missing_ok=True)
@@ -147,16 +147,26 @@ def _make_room(inbox: Path) -> None:
         (inbox / name).unlink(missing_ok=True)
 
 
+def _put(part: Path, file: Path) -> None:
+    """Gives a message its name, in place of whatever somebody has put there."""
+    try:
+        part.rename(file)
+    except IsADirectoryError:
+        file.rename(part.with_suffix(".aside"))
+        part.rename(file)
+
+
 def _claimed(file: Path) -> bytes | None:
     """The message; None: there is none, another has received it, or it cannot be taken from where it is."""
     try:
         descriptor = _opened(file)
         if descriptor is None:
             return b""
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            os.close(descriptor)
+            return None
         with open(descriptor, "rb") as source:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
-                return None
             file.unlink()  # before it is read: what stays where it is costs no reading
             return too_large() if about.st_size > MAX_BYTES else source.read(MAX_BYTES + 1)  # it may have grown
     except OSError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from esper.configs import EsperConfig
 from esper.telemetry.bus import Bus
-from esper.telemetry.reading import HISTORY
+from esper.telemetry.reading import HISTORY, read
 from esper.telemetry.sinks.base import Sink
 from esper.telemetry.sinks.jsonl import Jsonl
 
@@ -37,7 +37,8 @@ def bus_of(config: EsperConfig, folder: Path, run_id: str | None = None, *, resu
     if nissa.prometheus_port is not None:
         from esper.telemetry.sinks.prometheus import Prometheus
 
-        sinks.append(Prometheus(nissa.prometheus_port, nissa.prometheus_host))
+        before = read(folder) if resume and (folder / HISTORY).is_file() else []
+        sinks.append(Prometheus(nissa.prometheus_port, nissa.prometheus_host, before))
     if nissa.otel_endpoint is not None:
         from esper.telemetry.sinks.otel import OpenTelemetry
 

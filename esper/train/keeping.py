@@ -81,7 +81,7 @@ class Keeper:
                 "from there, and another folder begins anew"
             )
         self._evaluations = 0
-        self._last = 0
+        self._last = 0, True
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -97,9 +97,10 @@ class Keeper:
         self.close()
         # A run that goes back comes to the same step again, by another way; its readings only ever grow in number.
         readings = sum(record.event in ("evaluate", "rollback") for record in run.books.records)
-        if not run.is_settled or readings == self._last:
+        at = readings, run.is_decided
+        if not run.is_settled or at == self._last:
             return
-        self._last, checkpoint = readings, run.checkpoint()
+        self._last, checkpoint = at, run.checkpoint()
         if self._where.background and not is_spread(checkpoint.state.model.params):
             self._thread = threading.Thread(target=self._behind, args=(checkpoint,), name="esper-checkpoint")
             self._thread.start()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import jax
@@ -120,10 +121,13 @@ def grow(
     check_logits(model, data.train.inputs[:2], data.classes)
     scores = _Scores(data)
 
+    fresh = count(1)
+
     def told(record: Record, run: Run) -> None:
+        new = next(fresh)  # records of this process; those before them are the checkpoint's
         if record.event == "resume":
             _recalled(run, scores)
-            recall(run.books.records[:-1])
+            recall(run.books.records[:-new])
         listen(record)
         label = {"start": "untrained", "prepare": "before growth"}.get(record.event)
         if label and label not in scores.taken:

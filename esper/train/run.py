@@ -116,6 +116,11 @@ class Run:
         """Whether no change of structure is under way; one that is looks at what was before, so it is not kept."""
         return self._preparation is None
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether the policy has been heard on the last evaluation; a checkpoint within one is not, and asks again."""
+        return self._undecided is None
+
     def stop(self, reason: str) -> None:
         """Ends the run at the next step boundary."""
         self.stopped = self.stopped or reason

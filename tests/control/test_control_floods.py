@@ -61,6 +61,16 @@ def ends(place, *inboxes):
             end.close()
 
 
+def test_a_folder_in_the_place_of_an_answer_costs_nothing_and_makes_way(tmp_path):
+    with ends(tmp_path, "run", CONTROLLER) as (run, controller):
+        (tmp_path / "run" / "nonce.msg").mkdir(parents=True)
+        before = len(os.listdir("/proc/self/fd"))
+        assert all(run.receive(0, "nonce") is None for _ in range(50))
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
+        controller.send("run", b"the answer", "nonce")
+        assert run.receive(1, "nonce") == b"the answer"
+
+
 @contextmanager
 def serving(place):
     stop = threading.Event()

@@ -110,10 +110,20 @@ def test_prometheus_finds_the_latest_figures():
         urlopen(f"http://127.0.0.1:{port}/metrics")
 
 
+def test_prometheus_knows_what_a_run_that_goes_on_told_before():
+    sink = Prometheus(before=events()[:-1])
+    sink.write(events()[-1:])
+    found = asked(sink.port)
+    sink.close()
+    assert [key for key in found if key[0] == "esper_seed_state"] == [("esper_seed_state", "0", "grafting", "head")]
+    assert found["esper_figure", "accuracy"] == 0.5
+
+
 def test_prometheus_shows_what_a_run_went_back_to():
     told = (
         Record(5, "load", "from the library", "head", 0, {"blueprint": "mlp"}),
         Record(5, "germinate", "why", "head", 1, {"blueprint": "mlp"}),
+        Record(8, "grafting", "why", "head", 0),
         evaluation(10, loss=2.0),
         Record(10, "active", "why", "head", 0),
         Record(12, "grafting", "why", "head", 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from esper.errors import MissingExtraError, TelemetryError
@@ -47,6 +47,7 @@ class Prometheus(Sink):
     Args:
         port: To listen on; 0: one that is free, which the log says.
         host: Address to listen on.
+        before: What a run that goes on has told before.
 
     Raises:
         MissingExtraError: The package `prometheus_client` is not installed.
@@ -54,7 +55,7 @@ class Prometheus(Sink):
 
     name = "prometheus"
 
-    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int = 0, host: str = "127.0.0.1", before: Iterable[Event] = ()) -> None:
         try:
             from prometheus_client import CollectorRegistry
         except ImportError as error:
@@ -62,7 +63,7 @@ class Prometheus(Sink):
         self._host, self._asked = host, port
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._states: Mapping[Key, RunState] = {}
+        self._states: Mapping[Key, RunState] = states(before)
         self._events = Counter[tuple[str, str, str]]()
         self._server: WSGIServer | None = None
         self._thread: threading.Thread | None = None
