@@ -156,8 +156,8 @@ def test_a_loaded_model_goes_on_without_its_module(tmp_path):
 
 def test_the_last_few_are_kept(tmp_path):
     run(checkpoints=Checkpoints(tmp_path, every=2, keep=2))
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["000003-step-30", "000004-step-40"]
-    assert newest(tmp_path).name == "000004-step-40"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["000003-step-30", "000005-step-40"]
+    assert newest(tmp_path).name == "000005-step-40"
     assert bit_equal(run(resume=tmp_path), whole())  # it was at its end
     assert newest(tmp_path / "000003-step-30") == tmp_path / "000003-step-30"
 

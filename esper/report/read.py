@@ -356,6 +356,8 @@ def _before_the_start(events: list[H]) -> list[H]:
 def _until_the_checkpoint(events: list[H], resume: H) -> list[H]:
     """The events that a checkpoint holds, as far as the resume tells: older ones tell the step alone."""
     kept = [event for event in takewhile(lambda event: event.event != "end", events) if event.event != "failed"]
+    notes = list(takewhile(lambda event: event.event == "library", reversed(kept)))[::-1]  # told before it goes on
+    kept = kept[: len(kept) - len(notes)]
     back = [at for at, event in enumerate(kept) if event.event in GOING_BACK]
     held, rollbacks = 0, resume.figures.get("rollbacks")
     if isinstance(rollbacks, int | float) and rollbacks >= 0:
@@ -367,7 +369,7 @@ def _until_the_checkpoint(events: list[H], resume: H) -> list[H]:
         ends = [at for at, known in enumerate(kept) if known.event == "evaluate" and known.step == resume.step]
         last = ends[-1] if ends else len(kept)
         kept = kept[: last + 1] + [event for event in kept[last + 1 :] if event.event == "library"]
-    return kept
+    return kept + notes
 
 
 def happening(event: Happening) -> tuple[Any, ...]:

@@ -151,9 +151,13 @@ class Keeper:
         self._prune()
 
     def _prune(self) -> None:
-        """Removes the oldest, and what was never finished."""
-        whole = _whole(self._folder)
-        kept = {path.name for path in whole[-self._where.keep :]}
+        """Removes the oldest, what was never finished, and of one step all but the last."""
+        latest: dict[str, str] = {}
+        for path in _whole(self._folder):
+            step = path.name.partition("-")[2]
+            latest.pop(step, None)
+            latest[step] = path.name
+        kept = set(list(latest.values())[-self._where.keep :])
         for name in _names(self._folder):
             if _NAME.fullmatch(name) and name not in kept:
                 try:
