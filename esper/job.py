@@ -117,6 +117,7 @@ def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callabl
     with policy_of(config, journal.run_id) as policy, _bus(config, journal) as bus:
         told = Told(journal.place, bus, listen, resumed=journal.resumed)
         grown = journal.stage != "growth"  # by a process before, which has told it
+        # Then only what the history lacks is told; what comes before the first step, as about the library, is new talk.
         tell = (lambda record: told.recall([record] if record.step else [])) if grown else told
         with shelf(config, journal.run_id, tell) as library:
             model = wrap(

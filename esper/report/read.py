@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from esper.drawing.network import SCHEMA_VERSION as NETWORK_VERSION
 from esper.errors import ArgumentError, RunFolderError
+from esper.recorded import Happening
 from esper.report.bounds import cut
 
 HISTORY = "history.jsonl"
@@ -54,23 +55,6 @@ class Event:
         """A figure; NaN if it is not there."""
         value = self.figures.get(name)
         return float(value) if isinstance(value, int | float) else math.nan
-
-
-class Happening(Protocol):
-    """What a record of a run, and an event that is made of it, have in common."""
-
-    @property
-    def step(self) -> int: ...  # noqa: D102
-    @property
-    def event(self) -> str: ...  # noqa: D102
-    @property
-    def reason(self) -> str: ...  # noqa: D102
-    @property
-    def layer(self) -> str | None: ...  # noqa: D102
-    @property
-    def seed(self) -> int | None: ...  # noqa: D102
-    @property
-    def figures(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
 class Numbered(Protocol):
@@ -279,7 +263,7 @@ def told_once(events: list[Event]) -> tuple[list[Event], list[str]]:
         counts = ", ".join(f"{name} {about.count(name)}" for name in dict.fromkeys(about))
         notes.append(f"telemetry says of itself: {counts}; {HISTORY} has the reasons")
     last = max((event.part for event in once), default=0)
-    over = {*NOTICES} | {"failed"}  # a failure that the run went on after is none of it
+    over = (*NOTICES, "failed")  # a failure that the run went on after is none of it
     return [event for event in once if event.event not in (over if event.part < last else NOTICES)], notes
 
 

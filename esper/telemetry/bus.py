@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeGuard
 
 from esper.errors import ArgumentError
-from esper.telemetry.convert import Recorded, event_of, proper, proper_event, proper_line, stamped
+from esper.recorded import Recorded
+from esper.telemetry.convert import event_of, proper, proper_event, proper_line, stamped
 from esper.telemetry.events import Event
 from esper.telemetry.lane import Counts, Lane
 from esper.telemetry.sinks.base import LineSink, Sink
