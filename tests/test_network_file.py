@@ -4,47 +4,23 @@ import json
 import logging
 from weakref import WeakKeyDictionary
 
-import jax
-import optax
 import pytest
-from scripted import Script
-from torch import nn
+from scripted import fitted
 
-import esper
-from esper.configs import TamiyoSettings
 from esper.growth.policy import Germinate, Transition
 from esper.jax_backend import description as descriptions
 from esper.lifecycle import SeedLifecycleState as S
 from esper.train import drawn
 from esper.train.drawn import NetworkFile
 
-TX = optax.adamw(0.01)
-
-
-def fitted(*callbacks, steps=30):
-    """A kernel that is decided on at 5 is there from 10 on, is blended in after 15, and is culled at 25."""
-    inputs = jax.random.normal(jax.random.key(5), (96, 6))
-    examples = inputs, (inputs @ jax.random.normal(jax.random.key(6), (6, 3))).argmax(-1)
-    life = (
-        (Germinate("0", 0, "low_rank", (), "now"),),
-        (),
-        (Transition("0", 0, S.GRAFTING, "next"),),
-        (),
-        (Transition("0", 0, S.CULLED, "enough"),),
-    )
-    return esper.fit(
-        esper.wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))),
-        examples,
-        tx=TX,
-        steps=steps,
-        every=5,
-        key=jax.random.key(7),
-        batch_size=16,
-        validation=examples,
-        growth=TamiyoSettings(blend_steps=4, kernel_warmup_steps=2),
-        policy=Script(life),
-        callbacks=callbacks,
-    )
+# A kernel that is decided on at 5 is there from 10 on, is blended in after 15, and is culled at 25.
+LIFE = (
+    (Germinate("0", 0, "low_rank", (), "now"),),
+    (),
+    (Transition("0", 0, S.GRAFTING, "next"),),
+    (),
+    (Transition("0", 0, S.CULLED, "enough"),),
+)
 
 
 def look(folder, seen):
@@ -64,7 +40,7 @@ def look(folder, seen):
 
 def test_it_is_the_network_as_it_is_and_is_written_only_where_that_has_changed(tmp_path):
     seen = []
-    fitted(look(tmp_path, seen))
+    fitted(LIFE, look(tmp_path, seen), steps=30)
     training, grafting = ([("TRAINING", 0.0)], [("GRAFTING", 1.0)])
     assert seen == [
         *((0, 0, []), (5, 0, []), (10, 10, training), (15, 10, training)),
@@ -77,7 +53,7 @@ def test_the_forward_is_traced_for_its_work_once(tmp_path, monkeypatch):
     monkeypatch.setattr(descriptions, "_WORK", WeakKeyDictionary())
     monkeypatch.setattr(descriptions, "_counted", lambda *given: count.append(1) or counted(*given))
     network = NetworkFile(tmp_path)
-    result = fitted(network)
+    result = fitted(LIFE, network, steps=30)
     network.close()
     assert descriptions.description(result.model)["layers"][0]["flops"] and len(count) == 1
 
@@ -100,6 +76,6 @@ def test_where_it_cannot_be_written_training_goes_on_and_it_is_tried_again(tmp_p
             network(record, run)
             network.close()
 
-        fitted(told, steps=5)
+        fitted(LIFE, told, steps=5)
     assert "the network is not drawn for now" in caplog.text and "No space left" in caplog.text
     assert json.loads((tmp_path / "network.json").read_text())["step"] == 5

@@ -1,6 +1,8 @@
 """Small runs under remote control, and controllers that answer at once, for tests."""
 
+import threading
 from collections import deque
+from contextlib import contextmanager
 from functools import cache
 
 import jax
@@ -11,7 +13,7 @@ from torch import nn
 
 import esper
 from esper.configs import TamiyoSettings
-from esper.control import Controller, Keys, RemotePolicy
+from esper.control import Controller, Keys, RemotePolicy, serve
 from esper.errors import MessageError
 from esper.growth.policy import LayerView, Observation, Plan, SeedView
 from esper.growth.tamiyo import Tamiyo
@@ -120,3 +122,17 @@ def refusal(call, *given):
     except MessageError as error:
         return error.kind
     return "accepted"
+
+
+@contextmanager
+def serving(channel):
+    """A controller answers in a thread meanwhile; the end of its channel stays open."""
+    stop = threading.Event()
+    given = (Controller(Tamiyo(GROWTH), KEYS), channel, stop)
+    thread = threading.Thread(target=serve, args=given, kwargs={"poll": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from control.runs import GROWTH, KEYS, seen
+from control.runs import GROWTH, KEYS, seen, serving
 from esper.control import Controller, FolderChannel, Keys, RemotePolicy, folder, serve
 from esper.control.channel import CONTROLLER, KEPT, too_large
 from esper.control.exchange import DECIDE
@@ -72,17 +72,9 @@ def test_a_folder_in_the_place_of_an_answer_costs_nothing_and_makes_way(tmp_path
 
 
 @contextmanager
-def serving(place):
-    stop = threading.Event()
-    with ends(place, CONTROLLER) as (own,):
-        given = (Controller(Tamiyo(GROWTH), KEYS), own, stop)
-        thread = threading.Thread(target=serve, args=given, kwargs={"poll": 0.05})
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+def serving_in(place):
+    with ends(place, CONTROLLER) as (own,), serving(own):
+        yield
 
 
 def decided(place, times=1, **changes):
@@ -107,7 +99,7 @@ def flooded(place, junk):
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
 def test_an_answer_is_found_among_whatever_lies_there(junk, tmp_path):
     flooded(tmp_path, junk)
-    with serving(tmp_path):
+    with serving_in(tmp_path):
         assert decided(tmp_path, timeout=PATIENT)[0] == ["the controller"]
 
 
@@ -132,7 +124,7 @@ def test_what_cannot_be_read_or_removed_is_passed_by(call, code, tmp_path, monke
 
     flooded(tmp_path, lambda inbox: files(inbox, count=300))
     monkeypatch.setattr(call, refused)
-    with serving(tmp_path):
+    with serving_in(tmp_path):
         assert decided(tmp_path, times=3, timeout=PATIENT)[0] == ["the controller"] * 3
 
 
@@ -146,7 +138,7 @@ def test_what_goes_while_it_is_looked_at_is_passed_by(tmp_path, monkeypatch):
 
     flooded(tmp_path, lambda inbox: files(inbox, count=300))
     monkeypatch.setattr("os.open", late)
-    with serving(tmp_path):
+    with serving_in(tmp_path):
         assert decided(tmp_path, timeout=PATIENT)[0] == ["the controller"]
 
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 from control.contract import CHECKS
-from control.runs import GROWTH, KEYS, alone, bit_equal, run, seen, told
+from control.runs import GROWTH, KEYS, alone, bit_equal, run, seen, serving, told
 
 from esper.configs import RedisConfig
-from esper.control import Controller, RemotePolicy, serve
+from esper.control import RemotePolicy
 from esper.control.channel import CONTROLLER
 from esper.control.redis import RedisChannel
 from esper.control.seal import MAX_BYTES
@@ -37,19 +37,6 @@ def ends(section):
     finally:
         for channel in made:
             channel.close()
-
-
-@contextmanager
-def serving(channel):
-    stop = threading.Event()
-    given = (Controller(Tamiyo(GROWTH), KEYS), channel, stop)
-    thread = threading.Thread(target=serve, args=given, kwargs={"poll": 0.05})
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.fixture

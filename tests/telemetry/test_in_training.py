@@ -4,15 +4,11 @@ import json
 
 import jax
 import numpy as np
-import optax
-import torch
 import yaml
-from scripted import Script
-from torch import nn
+from scripted import fitted
 
-import esper
 from esper.cli import main
-from esper.configs import EsperConfig, TamiyoSettings
+from esper.configs import EsperConfig
 from esper.growth.policy import Germinate, Transition
 from esper.lifecycle import SeedLifecycleState as S
 from esper.telemetry import Bus, Jsonl, read
@@ -20,37 +16,16 @@ from esper.telemetry.assemble import bus_of
 from esper.train import history
 from telemetry.samples import Collecting
 
-
-def fitted(*callbacks):
-    torch.manual_seed(0)
-    inputs = jax.random.normal(jax.random.key(5), (96, 6))
-    examples = inputs, (inputs @ jax.random.normal(jax.random.key(6), (6, 3))).argmax(-1)
-    life = ((Germinate("0", 0, "low_rank", (), "by the script"),), (Transition("0", 0, S.GRAFTING, "it gains"),))
-    return esper.fit(
-        esper.wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))),
-        examples,
-        tx=TX,
-        steps=20,
-        every=5,
-        key=jax.random.key(7),
-        batch_size=16,
-        validation=examples,
-        growth=TamiyoSettings(blend_steps=4, kernel_warmup_steps=2),
-        policy=Script(life),
-        callbacks=callbacks,
-    )
-
-
-TX = optax.adamw(0.01)
+LIFE = ((Germinate("0", 0, "low_rank", (), "by the script"),), (Transition("0", 0, S.GRAFTING, "it gains"),))
 
 
 def test_a_run_with_a_dead_sink_is_bit_equal_to_one_without(tmp_path):
-    plain = fitted()
+    plain = fitted(LIFE, steps=20)
     dead = Collecting("dead", failures=10**9)
     hung = Collecting("hung")
     hung.open.clear()
     with Bus(Jsonl(tmp_path / "history.jsonl"), dead, hung, timeout=0.1) as bus:
-        told = fitted(bus)
+        told = fitted(LIFE, bus, steps=20)
     hung.open.set()
     held = [jax.tree.leaves((run.model.params, run.model.seeds, run.opt_state)) for run in (plain, told)]
     assert all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(*held, strict=True))
