@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from zlib import crc32
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 # One case in so many runs by default, always the same ones.
@@ -54,6 +56,17 @@ def pytest_runtest_teardown(item, nextitem):
 
 
 pytest_runtest_teardown.count = 0
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """For modules whose runs are of a few programs: what one of them captures and compiles, later ones find."""
+    from esper.caching import VARIABLE, caches
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("caches")))
+        with caches():
+            yield
 
 
 def _share(name):

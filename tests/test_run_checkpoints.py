@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 import esper
-from esper.caching import VARIABLE, caches
 from esper.configs import TamiyoSettings
 from esper.errors import ArgumentError, CorruptFileError, StateError
 from esper.growth.policy import Germinate, Transition
@@ -28,18 +27,10 @@ from esper.lifecycle import SeedLifecycleState as S
 from esper.train import stored
 from esper.train.keeping import Checkpoints, newest
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 KEY = jax.random.key(7)
 TX = optax.adamw(0.01)
 ROOT = str(Path(esper.__file__).parent.parent)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All runs are of the same few programs: what one of them captures and compiles, later ones and processes find."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("caches")))
-        with caches():
-            yield
 
 
 @cache

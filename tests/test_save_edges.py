@@ -17,6 +17,7 @@ from esper.torch_frontend.blueprints import blueprint, zero_output
 from esper.train.governor import Governor, Rollback, Sound, Watch
 from esper.train.stopping import EarlyStopping
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 KEY = jax.random.key(0)
 
 

@@ -25,6 +25,7 @@ from esper.train import updates as updating
 from esper.train.keeping import Checkpoints
 from esper.train.updates import ASKED, MET, ask
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 TX = optax.adam(0.01)
 # Nothing germinates before its start is brought forward.
 GROWTH = TamiyoSettings(

@@ -14,6 +14,7 @@ from esper.growth.policy import Asks, Cull, Germinate, SetAlpha, Transition
 from esper.growth.tamiyo import Tamiyo
 from esper.lifecycle import SeedLifecycleState as S
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 ASK, DECIDE, MEASURE = "run asks to decide", "controller decides", "controller asks to measure"
 STRANGER = Keys("k1", {"k1": bytes(32)})
 

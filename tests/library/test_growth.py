@@ -28,6 +28,7 @@ from esper.lifecycle import SeedLifecycleState as S
 from esper.shelf import _gains
 from esper.train import history
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 SETTINGS = TamiyoSettings(
     trigger="always",
     train_steps=100,
