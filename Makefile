@@ -2,8 +2,11 @@
 PYTHON ?= python3
 TORCH ?= 2.12.0
 BIN := .venv/bin
-# Correctness needs no optimised code, and XLA's compile time is most of a test's time.
-TEST_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
+# Correctness needs no optimised code, and XLA's compile time is much of a test's time. Its fusion emitters take two
+# thirds of that: tests do without, except those that compare values and gradients of operators and models with torch's.
+VALUE_FLAGS := XLA_FLAGS=--xla_backend_optimization_level=0
+TEST_FLAGS := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+VALUES := tests/ops tests/test_parity.py tests/test_step_parity.py tests/test_derivatives.py $(wildcard tests/test_fast_*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-services reference sweep parity evidence versions without-torch lint types bench bench-bridges docs
@@ -25,7 +28,8 @@ demo: setup  ## wrap, train and grow a CNN and an MLP on real images, get PyTorc
 	$(BIN)/esper report runs/quickstart runs/quickstart_mlp -o runs/report.html
 
 test: setup  ## the test suite
-	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not browser"
+	$(VALUE_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q $(VALUES)
+	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not browser" $(VALUES:%=--ignore=%)
 
 test-services: setup  ## the tests against real PostgreSQL, Redis and S3-compatible servers on loopback, and Chromium
 	tests/services/install.sh
@@ -38,12 +42,12 @@ reference: setup  ## write what the fields of the configuration generate: schema
 	$(BIN)/esper config init --template cluster > deploy/esper.yaml
 
 sweep: setup  ## every operator, convolution, blueprint and fold, where `make test` runs a fixed sample of them
-	$(TEST_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops tests/test_blueprints.py \
+	$(VALUE_FLAGS) $(BIN)/python -m pytest -n 2 --dist worksteal -q --sweep all tests/ops tests/test_blueprints.py \
 	    tests/test_fast_convolution.py tests/test_fold.py
 
 parity: setup  ## every case of tests/parity against eager torch, and docs/coverage.md (an hour or two)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps timm
-	$(TEST_FLAGS) PYTHONPATH=tests $(BIN)/python -W ignore -m parity.run --out build/parity
+	$(VALUE_FLAGS) PYTHONPATH=tests $(BIN)/python -W ignore -m parity.run --out build/parity
 	PYTHONPATH=tests $(BIN)/python -m parity.report build/parity docs/coverage.md
 
 evidence: setup  ## whether growth pays: every claim against equal budgets, and docs/evidence.md (about an hour)
@@ -51,7 +55,7 @@ evidence: setup  ## whether growth pays: every claim against equal budgets, and 
 	$(BIN)/python -m benchmarks.evidence
 
 versions: .venv-torch-$(TORCH)/ready  ## the core tests on another torch release: make versions TORCH=2.12.0
-	$(TEST_FLAGS) .venv-torch-$(TORCH)/bin/python -m pytest -n 2 -q tests/test_import.py tests/test_extension.py \
+	$(VALUE_FLAGS) .venv-torch-$(TORCH)/bin/python -m pytest -n 2 -q tests/test_import.py tests/test_extension.py \
 	    tests/test_defects.py tests/test_parity.py::test_semantics
 
 .venv-torch-$(TORCH)/ready: pyproject.toml constraints.txt

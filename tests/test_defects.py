@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from compiling import compiled
 from models import GPT, build
 from torch import nn
 
@@ -74,7 +75,7 @@ def test_a_failed_seed_scales_nothing(state):
     model = esper.wrap(host)
     failed = esper.transition(active(model, "2"), layer="2", to=state)
     # Bit-equality is promised for programs compiled with XLA's default optimisation.
-    forward = jax.jit(lambda m, x: m(x), compiler_options={"xla_backend_optimization_level": 3})
+    forward = compiled(lambda m, x: m(x))
     assert np.array_equal(forward(failed, X.numpy()), forward(model, X.numpy()))
 
 

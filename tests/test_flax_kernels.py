@@ -1,6 +1,6 @@
 """Kernels that are written in Flax keep every promise of those in torch, and say what torch cannot do with them."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from compiling import compiled
 from flax import linen, nnx
 from torch import nn
 
@@ -37,9 +38,6 @@ ZERO = linen.initializers.zeros
 
 
 # Bit-equality is a promise about programs as users run them: compiled with XLA's default optimisation.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
-
-
 @compiled
 def forward(model, x):
     return model(x)

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from compiling import compiled
 from torch import nn
 
 import esper
@@ -48,7 +49,7 @@ def _trained(model, inputs, labels):
         return moved.replace(params=optax.apply_updates(model.params, updates)), opt_state
 
     # Bits are promised for the default optimisation; the other tests run with less.
-    run = jax.jit(step, compiler_options={"xla_backend_optimization_level": 3})
+    run = compiled(step)
     opt_state = tx.init(model.params)
     for _ in range(3):
         model, opt_state = run(model, opt_state)

@@ -1,12 +1,13 @@
 """What growth promises: exact at birth, isolated while it trains, reversible until it is permanent."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import compiled
 from models import build
 
 import esper
@@ -60,9 +61,6 @@ def set_state(model, state, alpha=1.0):
 
 
 # Bit-equality is a promise about programs as users run them: compiled with XLA's default optimisation.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
-
-
 @compiled
 def forward(model, x):
     return model(x)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from compiling import compiled
 from hosts_and_data import (
     EXACT,
     FITTED,
@@ -79,7 +80,7 @@ def forward(model, x):
     return model(x)
 
 
-optimised = jax.jit(lambda model, x: model(x), compiler_options={"xla_backend_optimization_level": 3})
+optimised = compiled(lambda model, x: model(x))
 
 
 @pytest.mark.parametrize("name", EXACT + FITTED)

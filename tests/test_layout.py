@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compiling import DEFAULTS
 from torch import nn
 from torch.nn import functional
 
@@ -176,7 +177,7 @@ def test_a_kernel_leaves_the_order_of_what_follows(layer, blueprint):
             return jnp.sum(jnp.sin(model.replace(params=params).apply(x, train=True)[0]))
 
         step = jax.jit(jax.grad(loss)).lower(model.params)
-        return step.compile({"xla_backend_optimization_level": 3})(model.params)["host"]
+        return step.compile(DEFAULTS)(model.params)["host"]
 
     alone, beside = gradients(model), gradients(grown)
     for name, grad in alone.items():

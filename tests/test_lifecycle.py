@@ -1,11 +1,10 @@
 """A seed's way through its states: ramps either way, kernels that fail, retries, budgets."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled
 from torch import manual_seed, nn
 
 import esper
@@ -21,7 +20,6 @@ from esper.lifecycle import SeedLifecycleState as State
 
 KEY = jax.random.key(4)
 X = jnp.cos(jnp.arange(12.0)).reshape(4, 3)
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 
 
 def model_with_kernel(*states, alpha=1.0, change=lambda name, array: array + 0.1):

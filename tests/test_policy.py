@@ -1,13 +1,14 @@
 """What a policy decides is done, and what it decides on: plans, schedules, isolation, credit."""
 
 import math
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import compiled
 from torch import manual_seed, nn
 
 import esper
@@ -138,7 +139,7 @@ def with_aux(model):
 
 
 # Bit-equality is a promise about programs as users run them: compiled with XLA's default optimisation.
-@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+@compiled
 def isolated(params, model):
     return jax.value_and_grad(lambda p: isolated_loss(with_aux, model.replace(params=p))[0])(params)
 

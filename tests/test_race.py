@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compiling import compiled
 from models import CNN
 from torch import nn
 
@@ -69,9 +70,6 @@ def loss(x, model):
 
 
 # Bit-equality is a promise about programs as users run them: compiled with XLA's default optimisation.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
-
-
 @compiled
 def raced(model, x):
     def objective(params):

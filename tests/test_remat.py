@@ -91,8 +91,9 @@ class Normed(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        parts = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(2)]
-        self.body = nn.Sequential(*parts)
+        # No bias before a BatchNorm: its gradient is rounding noise, which Adam turns into full steps.
+        convolutions = [nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2)]
+        self.body = nn.Sequential(*(nn.Sequential(layer, nn.BatchNorm2d(3), nn.ReLU()) for layer in convolutions))
 
     def forward(self, x):
         return self.body(x).mean((2, 3))

@@ -1,6 +1,6 @@
 """Kernels in reserve cost nothing that can be seen, germinate without a compile, and go when they are told to."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from compiling import compiled
 from torch import nn
 
 import esper
@@ -71,7 +72,7 @@ def stepping(tx, sleeps=False):
 
 
 # Bit-equality is a promise about programs as users run them: compiled with XLA's default optimisation.
-@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+@compiled
 def forward_and_gradients(model):
     (_, moved), grads = jax.value_and_grad(
         lambda host: loss(model.replace(params={**model.params, "host": host})), has_aux=True

@@ -30,6 +30,7 @@ def captured_once(tmp_path_factory):
 def command(devices, *arguments):
     """A Python process with so many virtual devices; compiled without optimisation, as tests are."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags += " --xla_cpu_use_fusion_emitters=false"
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(

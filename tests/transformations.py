@@ -1,13 +1,14 @@
 """A table of optax transformations, and runs in which kernels come and go under each."""
 
 import dataclasses
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from compiling import compiled
 from flax import struct
 from jax.flatten_util import ravel_pytree
 from torch import nn
@@ -166,9 +167,6 @@ def gradients(params, number):
 
 
 # Bits and compiles are promised for programs as users run them: compiled with XLA's default optimisation.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
-
-
 def stepper(name, tx, compiled=compiled):
     @compiled
     def step(params, state, number):
