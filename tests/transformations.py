@@ -166,7 +166,6 @@ def gradients(params, number):
     return jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size) + number).reshape(p.shape), params)
 
 
-# Bits and compiles are promised for programs as users run them: compiled with XLA's default optimisation.
 def stepper(name, tx, compiled=compiled):
     @compiled
     def step(params, state, number):
