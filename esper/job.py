@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from esper.errors import ConfigError, ParityError, WriteError
 from esper.jax_backend.description import description, gains_of
 from esper.jax_backend.devices import is_main
 from esper.jax_backend.model import MorphableModel
-from esper.journal import Journal, Stage, begun, check_begun, found
+from esper.journal import Journal, Stage, begun, check_begun, found, is_begun
 from esper.library.publishing import Published
 from esper.lifecycle import SeedLifecycleState
 from esper.parity import Agreement, compare, tolerance
@@ -77,7 +77,7 @@ def run(
     *,
     control: bool = True,
     output_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["if begun"] = False,
     watch: Callable[[int], None] = lambda step: None,
     listen: Callable[[Record], None] = lambda record: None,
 ) -> Job:
@@ -92,7 +92,8 @@ def run(
         config: What to do; every section of it is checked first.
         control: Whether to train the host alone as well, for as many steps.
         output_dir: Where to write, instead of the configured directory.
-        resume: Whether to go on with the run that was stopped in that folder, as if it had not been.
+        resume: Whether to go on with the run that was stopped in that folder, as if it had not been; "if begun": if one
+            was, and else to begin.
         watch: Told the number of every step, both runs counted together.
         listen: Told every event.
 
@@ -104,7 +105,9 @@ def run(
     """
     config.check()
     place = Path(output_dir or config.training_settings().output_dir)
-    if resume:
+    if resume == "if begun":
+        resume = is_begun(place)
+    elif resume:
         check_begun(place)
     with claimed(place) if is_main() else nullcontext():
         journal = found(place, config) if resume else begun(place, config)

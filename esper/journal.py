@@ -116,11 +116,16 @@ def check_begun(place: Path) -> None:
     """Raises RunFolderError unless a run has begun in the folder that can be gone on with."""
     if jax.process_count() > 1:
         raise ConfigError("a run of several processes keeps no checkpoints: it cannot be resumed; begin another one")
-    if not (place / JOURNAL).is_file():
+    if not is_begun(place):
         raise RunFolderError(
             f"there is nothing to resume in {place}: no run has begun there that could go on; name the folder it "
-            "wrote to (output_dir), or begin one without --resume"
+            "wrote to (output_dir), or begin one without --resume or with --resume-if-begun"
         )
+
+
+def is_begun(place: Path) -> bool:
+    """Whether the folder holds a run that can be gone on with, or says that it is finished."""
+    return jax.process_count() == 1 and (place / JOURNAL).is_file()
 
 
 def found(place: Path, config: EsperConfig) -> Journal:

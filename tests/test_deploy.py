@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from esper.cli import grow, main
 from esper.configs import EsperConfig
 from esper.configs.checks.cache import ACL
 from esper.configs.templates import template
@@ -243,6 +244,18 @@ def test_the_configuration_is_the_template_and_finds_the_services(secrets, tmp_p
     bucket = f"arn:aws:s3:::{config.storage.bucket_name}"
     assert resources == {bucket, f"{bucket}/*"}
     assert not [action for statement in policy["Statement"] for action in statement["Action"] if "*" in action]
+
+
+def test_a_run_that_is_started_again_goes_on(monkeypatch):
+    """As containers start it, by the command's own parser; and each is started again if it fails."""
+    (spec,) = (pod["spec"] for name, pod in PODS.items() if name == "esper")
+    (job,) = (container for container in spec["containers"] if container["name"] == "esper")
+    assert spec["restartPolicy"] == "OnFailure" and SERVICES["esper"]["restart"].startswith("on-failure")
+    asked = []
+    monkeypatch.setattr(grow, "_grow", lambda parsed: asked.append(parsed) or 0)
+    for command in (job["args"], SERVICES["esper"]["command"]):
+        assert main(command) == 0
+        assert asked[-1].config == "/etc/esper/esper.yaml" and asked[-1].resume == "if begun"
 
 
 def test_runs_keep_their_library_where_they_may_write():

@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_in_both_its_parts_ends_as_one_that_is_not(tmp_path
     whole, place = tmp_path / "whole", tmp_path / "killed"
     assert main(["grow", written(tmp_path, "whole"), "--quiet"]) == 0
     config = written(tmp_path, "killed")
-    killed(STEPS // 2 + 1, config)
+    killed(STEPS // 2 + 1, config, "--resume-if-begun")
     stopped = esper.report.run(place)
     assert stopped.is_running and not (place / "ledger.json").exists()
     drawn = json.loads((place / "network.json").read_text())
@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_in_both_its_parts_ends_as_one_that_is_not(tmp_path
     assert {event.run for event in told} == {"growth", "control"}
     assert max(event.step for event in told if event.run == "control") < STEPS
     capsys.readouterr()
-    assert main(["grow", config, "--resume", "--quiet"]) == 0
+    assert main(["grow", config, "--resume-if-begun", "--quiet"]) == 0
     assert "control: the host alone" in capsys.readouterr().out
     told = read(place)
     assert len({event.run_id for event in told}) == 1 and {event.part for event in told} == {0, 1, 2}
@@ -129,7 +129,7 @@ def test_a_run_that_is_killed_in_both_its_parts_ends_as_one_that_is_not(tmp_path
         assert (place / name).read_bytes() == (whole / name).read_bytes(), name
     assert tensors(place) == tensors(whole)
     assert not (place / "checkpoints").exists()
-    assert main(["grow", config, "--resume"]) == 0
+    assert main(["grow", config, "--resume-if-begun"]) == 0
     assert "is finished: nothing of it is left to do" in capsys.readouterr().out
 
 

@@ -29,8 +29,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("grow", help="train a host, grow it, and give torch back")
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
     parser.add_argument("--output-dir", metavar="DIR", help="where to write, instead of the configured directory")
-    parser.add_argument(
+    going_on = parser.add_mutually_exclusive_group()
+    going_on.add_argument(
         "--resume", action="store_true", help="go on with the run that was stopped in that directory, as if it had not"
+    )
+    going_on.add_argument(
+        "--resume-if-begun",
+        action="store_const",
+        const="if begun",
+        dest="resume",
+        help="the same, or begin one where none was stopped: for schedulers that start it again",
     )
     parser.add_argument("--no-control", action="store_true", help="leave out the run without growth")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no log, the tables only")
