@@ -274,7 +274,7 @@ def _alpha(
             points += rising
             new = alpha = rising[-1][1]
         elif state == "ACTIVE" and before == "GRAFTING" and alpha != 0.0:
-            new = 1.0 if alpha > 0.5 else alpha
+            new = seen.get(step, 1.0 if alpha > 0.5 else alpha)
         elif state in ("CULLED", "DORMANT", "LOADING", "TRAINING", "ERROR_RECOVERY"):
             new = 0.0
         if new != alpha:

@@ -12,7 +12,7 @@ from esper.telemetry.events import Scalar, Seed
 
 _KEPT = 32  # changes of a seed that are remembered
 _FROM_DORMANT = ("germinate", "load", "declined", "loading")  # events that only a seed without a kernel can have
-_ALPHA = {S.GRAFTING: None, S.ACTIVE: 1.0, S.FOSSILIZED: 1.0}
+_ALPHA = {S.GRAFTING: None, S.ACTIVE: 1.0, S.FOSSILIZED: 1.0}  # where no evaluation has said more
 
 WITHIN, MEASURED, DECIDED = range(3)
 """What comes after what at a step. The training that leads to it; the governor keeps a sound state there. Changes of
@@ -36,7 +36,7 @@ class SeedState:
     Attributes:
         state: Name of its lifecycle's state, in lower case.
         since: Step at which it was entered.
-        alpha: How far its kernel is blended in; None: it is rising.
+        alpha: How far its kernel is blended in, of one that is GRAFTING by the last evaluation; None: that is to come.
         blueprint: What its kernel was made by.
     """
 
@@ -62,20 +62,27 @@ def told(journals: Journals, event: Seed, at: Moment) -> Journals:
     return {**journals, place: _longer(journal, at, _after(known, event))}
 
 
-def failed(journals: Journals, figures: Mapping[str, Scalar | list[Scalar]], step: int) -> Journals:
-    """The journals after an evaluation, which alone tells of kernels that failed within steps, and of the steps."""
+def evaluated(journals: Journals, figures: Mapping[str, Scalar | list[Scalar]], step: int) -> Journals:
+    """The journals after an evaluation, which alone tells what happened within steps: how far alpha is, who failed."""
     found = dict(journals)
-    for name, since in figures.items():
-        layer, bracket, seed = name.removeprefix("failed ").rpartition("[")
-        is_failure = name.startswith("failed ") and bracket and seed[:-1].isdecimal()
-        if not is_failure or not isinstance(since, int | float) or not 0 <= since <= step:
+    for name, value in figures.items():
+        kind, _, label = name.partition(" ")
+        layer, bracket, seed = label.rpartition("[")
+        if not bracket or not seed[:-1].isdecimal() or not isinstance(value, int | float):
             continue
-        journal = found.get((layer, int(seed[:-1])), ())
-        known = journal[-1][1] if journal else SeedState("dormant", 0)
-        if (known.state, known.since) != ("error_recovery", since):
-            state = replace(known, state="error_recovery", since=int(since), alpha=0.0)
-            found[layer, int(seed[:-1])] = _longer(journal, Moment(int(since), WITHIN), state)
+        place = layer, int(seed[:-1])
+        if kind == "failed" and 0 <= value <= step:
+            found[place] = _failed(found.get(place, ()), int(value))
+        elif kind == "alpha" and (journal := found.get(place)) and journal[-1][1].state == "grafting":
+            found[place] = _longer(journal, Moment(step, MEASURED), replace(journal[-1][1], alpha=float(value)))
     return found
+
+
+def _failed(journal: Journal, since: int) -> Journal:
+    known = journal[-1][1] if journal else SeedState("dormant", 0)
+    if (known.state, known.since) == ("error_recovery", since):
+        return journal
+    return _longer(journal, Moment(since, WITHIN), replace(known, state="error_recovery", since=since, alpha=0.0))
 
 
 def until(journals: Journals, moment: Moment) -> dict[Place, Journal]:
@@ -120,6 +127,9 @@ def _after(known: SeedState, event: Seed) -> SeedState:
         blueprint = str(event.figures.get("blueprint", ""))
     elif event.event in ("declined", "remove"):
         blueprint = ""
+    alpha = _ALPHA.get(state, 0.0)
+    if state in (S.ACTIVE, S.FOSSILIZED) and known.state in ("grafting", "active") and known.alpha is not None:
+        alpha = known.alpha
     if event.event == "remove" and known.state == "culled":  # its arrays went later
         since = known.since
-    return SeedState(state.name.lower(), since, _ALPHA.get(state, 0.0), blueprint)
+    return SeedState(state.name.lower(), since, alpha, blueprint)

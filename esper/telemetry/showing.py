@@ -83,7 +83,7 @@ def _curves(state: RunState, bars: str) -> Table:
 def _seeds(state: RunState) -> Table:
     table = Table.grid(padding=(0, 2))
     for (layer, seed), known in state.seeds.items():
-        alpha = "alpha rising" if known.alpha is None else f"alpha {known.alpha:.2f}"
+        alpha = "alpha moving" if known.alpha is None else f"alpha {known.alpha:.2f}"
         place = f"{layer or '(root)'}[{seed}]"
         told = place, known.state, alpha, f"since step {known.since:,}", known.blueprint
         table.add_row(*(Text(printable(text)) for text in told))

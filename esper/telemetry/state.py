@@ -19,7 +19,18 @@ from esper.telemetry.events import (
     Seed,
     Update,
 )
-from esper.telemetry.seeds import DECIDED, MEASURED, WITHIN, Journals, Moment, Place, SeedState, failed, put_back, until
+from esper.telemetry.seeds import (
+    DECIDED,
+    MEASURED,
+    WITHIN,
+    Journals,
+    Moment,
+    Place,
+    SeedState,
+    evaluated,
+    put_back,
+    until,
+)
 from esper.telemetry.seeds import told as happened
 
 _LAST = 8  # decisions that are kept
@@ -259,7 +270,7 @@ def _measured(past: Past, event: Measurement) -> Past:
     past = replace(past, curves=_longer(past.curves, event))
     if event.event != "evaluate":
         return past
-    return replace(past, journals=failed(past.journals, event.figures, event.step), evaluated=event.step)
+    return replace(past, journals=evaluated(past.journals, event.figures, event.step), evaluated=event.step)
 
 
 def _longer(curves: Mapping[str, Curve], event: Measurement) -> dict[str, Curve]:

@@ -62,6 +62,13 @@ def test_alpha_that_was_measured_is_believed_where_the_schedule_is_not_known():
     assert (44, 0.3) in drawn and (48, 0.9) in drawn and drawn[-1] == (100, 1.0)
 
 
+def test_a_kernel_may_stay_part_of_the_way():
+    _, born, grafting, *rest = life(at=20)
+    part = evaluation(50, 1.0, **{"alpha 0[0]": 0.75})
+    drawn = only(START, born, grafting, part, *rest, record(100, "end")).alpha
+    assert dict(drawn)[50] == 0.75 and drawn[-1] == (100, 0.75)
+
+
 def test_alpha_follows_what_was_set_and_falls_when_the_kernel_goes():
     drawn = only(
         START,

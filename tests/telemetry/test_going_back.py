@@ -85,6 +85,18 @@ def test_kernels_that_failed_within_a_step_are_told_by_evaluations_and_have_fail
     assert back.seeds == {("0", 0): SeedState("error_recovery", 20, 0.0, "mlp")}
 
 
+def test_alpha_is_what_evaluations_find():
+    """A kernel may be taken out again, or stay part of the way: what was asked for does not say how far alpha is."""
+    graft = seed(10, "grafting"), evaluation(15, **{"alpha 0[0]": 0.25, "alpha no number[x]": 1.0})
+    assert of(*BORN, *graft).seeds["0", 0] == SeedState("grafting", 10, 0.25, "mlp")
+    stays = *graft, evaluation(20, **{"alpha 0[0]": 0.5}), seed(20, "active")
+    assert of(*BORN, *stays).seeds["0", 0] == SeedState("active", 20, 0.5, "mlp")
+    assert of(*BORN, *stays, seed(25, "fossilized")).seeds["0", 0] == SeedState("fossilized", 25, 0.5, "mlp")
+    out = *stays, seed(30, "grafting"), evaluation(35, **{"alpha 0[0]": 0.0}), seed(35, "active")
+    assert of(*BORN, *out).seeds["0", 0] == SeedState("active", 35, 0.0, "mlp")
+    assert of(*BORN, *out, rollback(40, 20)).seeds["0", 0] == SeedState("grafting", 10, 0.25, "mlp")
+
+
 def test_what_is_remembered_is_bounded():
     moves = [seed(20 + at, ("active", "grafting")[at % 2]) for at in range(1000)]
     state = of(*BORN, *moves)

@@ -166,7 +166,7 @@ def test_a_board_shows_what_matters():
     )
     text = shown(states(told))
     for wanted in ("r  growth", "running", "step 9", "1 min ago", "▁▂▃▄▅▆▇█", "head[0]",
-                   "alpha rising", "it gains 0.5 [bold]", "redis missed 1,234 events"):  # fmt: skip
+                   "alpha moving", "it gains 0.5 [bold]", "redis missed 1,234 events"):  # fmt: skip
         assert wanted in text
     assert shown(states(told), unicode=False).count("_.-=+*#@") == 1
     assert "nothing has happened yet" in shown({})

@@ -25,7 +25,7 @@ _GAUGES = {
     "esper_step": ("Training steps done.", _RUN),
     "esper_last_event_seconds": ("When the last event happened, since the epoch.", _RUN),
     "esper_figure": ("The latest value of a figure of evaluations.", (*_RUN, "name")),
-    "esper_seed_alpha": ("How far a seed's kernel is blended in; not there while it rises.", _SEED),
+    "esper_seed_alpha": ("How far a seed's kernel is blended in, as far as evaluations told.", _SEED),
     "esper_seed_state": ("1 for the state a seed is in.", (*_SEED, "state")),
     "esper_dropped_events": ("Events that a sink never got.", ("run_id", "sink")),
 }
