@@ -58,6 +58,19 @@ def test_tensorboard_reads_curves_and_reasons(tmp_path):
     assert [each.value for each in accumulated(tmp_path / "control").Scalars("loss")] == [9.0]
 
 
+def test_tensorboard_forgets_where_a_run_goes_back_what_came_after(tmp_path):
+    told = [evaluation(step, loss=float(step)) for step in (10, 20, 30)]
+    back = Record(30, "rollback", "it diverged", figures={"back_to": 10, "retry": 1, "culled": "none"})
+    with Bus(TensorBoard(tmp_path)) as bus:
+        for each in (*told, back, evaluation(20, loss=0.5), evaluation(30, loss=0.25), Record(30, "end", "killed")):
+            bus.publish(each)
+    with Bus(TensorBoard(tmp_path)) as bus:
+        for each in (Record(20, "resume", figures={"rollbacks": 1}), evaluation(30, loss=0.125)):
+            bus.publish(each)
+    found = accumulated(tmp_path / "growth")
+    assert [(each.step, each.value) for each in found.Scalars("loss")] == [(10, 10.0), (20, 0.5), (30, 0.125)]
+
+
 def test_tensorboard_reads_what_was_written_before_the_run_ended(tmp_path):
     sink = TensorBoard(tmp_path)
     sink.write(events()[:2])

@@ -18,6 +18,8 @@ from esper.telemetry.sinks.files import Appended
 class TensorBoard(Sink):
     """Figures as curves, a folder for each of the runs that share an id; what happened to seeds, and why, as text.
 
+    Where a run goes back or is resumed, TensorBoard is told to forget what was after the step it goes on from.
+
     Args:
         folder: Where its files go, for `tensorboard --logdir`.
 
@@ -53,7 +55,7 @@ class TensorBoard(Sink):
 
 
 def _begin(file: int) -> None:
-    written, _ = _messages()
+    written, *_ = _messages()
     if not os.fstat(file).st_size:
         os.write(file, _records([written(wall_time=time.time(), file_version="brain.Event:2")]))
 
@@ -72,8 +74,10 @@ def _written(event: Event) -> Iterator[Any]:
     """The event as TensorBoard's events."""
     from tensorboard.plugins.text.summary_v2 import text_pb
 
-    written, summary = _messages()
+    written, summary, session = _messages()
     at = {"step": event.step, "wall_time": event.time.timestamp() if event.time else 0.0}
+    if (goes_on := _goes_on_from(event)) is not None:
+        yield written(**at | {"step": goes_on + 1}, session_log=session(status=session.START))
     place = "" if event.layer is None else f"{event.layer or '(root)'}[{event.seed}]/"
     for name, value in event.figures.items():
         if isinstance(value, int | float):
@@ -83,10 +87,18 @@ def _written(event: Event) -> Iterator[Any]:
         yield written(**at, summary=text_pb(f"{place}{event.event}", event.reason))
 
 
-def _messages() -> tuple[Any, Any]:
-    """TensorBoard's Event and Summary, which are made when they are imported, so that no type checker knows them."""
+def _goes_on_from(event: Event) -> int | None:
+    """The step that a run goes back to; None: it does not."""
+    if event.event == "resume":
+        return event.step
+    back = event.figures.get("back_to") if event.event in ("rollback", "give_up") else None
+    return back if isinstance(back, int) else None
+
+
+def _messages() -> tuple[Any, Any, Any]:
+    """TensorBoard's Event, Summary and SessionLog, made when they are imported, so that no type checker knows them."""
     from tensorboard.compat.proto import event_pb2, summary_pb2
 
     events: Any = event_pb2
     summaries: Any = summary_pb2
-    return events.Event, summaries.Summary
+    return events.Event, summaries.Summary, events.SessionLog
