@@ -70,11 +70,14 @@ class Catalogue:
         Raises:
             LibraryError: The server does not answer, does not let us in, or holds the catalogue of a newer esper.
         """
+        from esper.library.patience import be_patient
+
         # Dead peers are noticed, and a connection that the server has closed meanwhile before it is used.
         more = {"application_name": "esper-library", "tcp_user_timeout": _PATIENCE * 1000}
         engine = sa.create_engine(
             "postgresql+psycopg://", connect_args={**more, **options}, pool_pre_ping=True, hide_parameters=True
         )
+        be_patient(engine, _PATIENCE)
         place = f"{options['dbname']} on {options['host']}:{options['port']}"
         return cls(engine, place, (options["password"],) if options["password"] else ())
 
@@ -213,6 +216,7 @@ _LEFT_BEHIND = (
 )
 _MOVES = {
     "locked": f"another process has been writing for more than {_PATIENCE} s; try again when it is done",
+    "no answer in": "see whether the server hangs, or who has been writing for so long; then do the same again",
     "disk is full": "free some space; what was there is as it was",
     "disk i/o": "see whether the disk is full or failing; what was there is as it was",
     "readonly": "make the folder and the file writable for this user",

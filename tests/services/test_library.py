@@ -14,6 +14,7 @@ from library.tampering import *  # noqa: F403
 from esper.configs import DatabaseConfig, EsperConfig
 from esper.errors import LibraryError
 from esper.library import open_library
+from esper.library.catalogue import _LOCK
 from services.servers import PASSWORD, postgres, s3
 
 _NUMBERS = itertools.count()
@@ -76,6 +77,28 @@ def test_servers_that_die_are_said_and_nothing_is_lost(tmp_path):
         database.kill()
         with pytest.raises(LibraryError, match="see whether the server runs"):
             open_library(config)
+
+
+def test_a_database_that_hangs_is_given_up_and_nothing_is_lost(tmp_path, monkeypatch):
+    """Its machine answers for it, so that the network sees nothing wrong; or another session holds what is needed."""
+    monkeypatch.setattr("esper.library.catalogue._PATIENCE", 1)
+    with postgres(tmp_path / "db") as database:
+        config = configured(tmp_path, {**database.section, "connect_timeout": 2}, None)
+        with open_library(config) as library:
+            kept = library.put(artifact(1))
+            database.pause()
+            for ask in (lambda: library.get(kept), lambda: library.put(artifact(2)), library.find):
+                with pytest.raises(LibraryError, match="see whether the server"):
+                    ask()
+            database.resume()
+            assert library.get(kept) == artifact(1)
+            with psycopg.connect(**DatabaseConfig(**database.section).options()) as other:
+                other.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+                with pytest.raises(LibraryError, match=r"no answer in 1 s.* who has been writing for so long"):
+                    library.put(artifact(2))
+                assert library.get(kept) == artifact(1)
+            assert library.get(library.put(artifact(2))) == artifact(2)
+            assert library.verify().problems == ()
 
 
 def test_a_large_artifact_goes_in_parts(library):
