@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -22,16 +23,19 @@ from numbers import Integral
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeGuard
 
+import numpy as np
+
 from esper.errors import ArgumentError
 from esper.recorded import Recorded
 from esper.telemetry.convert import event_of, proper, proper_event, proper_line, stamped
-from esper.telemetry.events import Event
+from esper.telemetry.events import LARGEST, Event
 from esper.telemetry.lane import Counts, Lane
 from esper.telemetry.sinks.base import LineSink, Sink
 
 _LOG = logging.getLogger("esper.telemetry")
 
 BOUND = 10_000
+_WRITABLE = (list, dict, set, np.ndarray)
 _LINGER = 0.1  # seconds for which records gather: threads that wake for each would keep waking the one that trains
 _GRACE = 1.0  # seconds that sinks which work are given for the last notices
 
@@ -85,7 +89,7 @@ class Bus:
         timeout: Seconds that `close` waits for sinks that do not take events.
 
     Raises:
-        ArgumentError: Two sinks have one name, or the bound is no positive number.
+        ArgumentError: Two sinks have one name, the bound is no positive number, or the run's name is no Unicode.
 
     Example:
         >>> from esper.telemetry import Subscriber
@@ -102,6 +106,7 @@ class Bus:
             raise ArgumentError(f"every sink of a bus has a name of its own, and these have {names}: give another name")
         if bound < 1:
             raise ArgumentError(f"a queue holds at least one event, not {bound}: give a larger bound")
+        _check_name(run_id or "")
         lasts = [sink.last for sink in sinks if sink.last is not None]
         last = max(lasts, key=lambda event: (event.part, event.sequence), default=None)
         self.run_id = run_id or (last.run_id if last and last.run_id else new_run_id())
@@ -207,9 +212,10 @@ class Bus:
                 self._place = fields["step"], fields["run"]
                 return line if self._lines_only else _Proper(stamp, {**fields, "figures": {**fields["figures"]}}, line)
         step, run, figures = (getattr(record, name, None) for name in ("step", "run", "figures"))
-        if isinstance(step, Integral) and int(step) >= 0 and isinstance(run, str):
+        if isinstance(step, Integral) and 0 <= int(step) <= LARGEST and isinstance(run, str):
             self._place = int(step), run
-        figures = dict(figures) if isinstance(figures, dict) else figures
+        if isinstance(figures, dict):
+            figures = {name: copy(value) if isinstance(value, _WRITABLE) else value for name, value in figures.items()}
         return _Other(record, figures, self._sequence, seconds, self._place)
 
     def _dispatch(self) -> None:
@@ -251,6 +257,14 @@ class Bus:
 def _takes_lines(sink: Sink) -> TypeGuard[LineSink]:
     """Whether lines will do; not for a class derived from such a one that looks at the events."""
     return isinstance(sink, LineSink) and type(sink).write is LineSink.write
+
+
+def _check_name(run_id: str) -> None:
+    """Raises an ArgumentError unless every event can be told under this name."""
+    try:
+        run_id.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{run_id!r} names no run: it is no Unicode; give another name") from None
 
 
 def new_run_id() -> str:

@@ -15,8 +15,9 @@ from pydantic_core import from_json, to_json
 
 from esper.errors import EventError
 from esper.recorded import Recorded
-from esper.telemetry.events import KINDS, SCHEMA_VERSION, Event, Notice, Other, Seed
+from esper.telemetry.events import KINDS, LARGEST, SCHEMA_VERSION, Event, Notice, Other, Seed, as_number, is_too_large
 
+_SHORT = 400  # bytes of a line in which there is no room for a number that is too large
 _TEXT, _SCALARS = frozenset([str]), frozenset((bool, int, float, str))
 _PLACED = frozenset([(int, str, str, str, int, dict, int, tuple, float, float, str)])
 _PROPER = frozenset(
@@ -60,7 +61,7 @@ def event_of(
     except Exception as error:  # whatever it is, the thread that meets it has others to write
         wrong = _wrong(error) if isinstance(error, ValidationError) else type(error).__name__
         reason = f"a {type(record).__name__} is no event: {wrong}"
-        return Notice(**stamp, step=place[0], event="malformed", reason=reason, run=place[1])
+        return Notice(**stamp, step=place[0], event="malformed", reason=_plain(reason), run=_plain(place[1]))
 
 
 def stamped(run_id: str, sequence: int, part: int, seconds: float) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def proper(record: Recorded) -> dict[str, Any] | None:
         kind, figures = KINDS[fields["event"]], fields["figures"]
         good = (
             tuple(map(type, fields.values())) in (_PLACED if kind is Seed else _PROPER)
-            and fields["step"] >= 0
+            and 0 <= fields["step"] <= LARGEST
             and _SCALARS.issuperset(map(type, figures.values()))
             and _TEXT.issuperset(map(type, figures))
             and _TEXT.issuperset(map(type, fields["programs"]))
@@ -92,9 +93,12 @@ def proper_line(stamp: Mapping[str, Any], fields: Mapping[str, Any]) -> bytes:
     """What `proper` found, as the line of its event.
 
     Raises:
-        ValueError: Some text in it is no Unicode.
+        ValueError: Some text in it is no Unicode, or a number too large.
     """
-    return to_json({"schema_version": SCHEMA_VERSION, **stamp, **fields}, inf_nan_mode="null") + b"\n"
+    line = to_json({"schema_version": SCHEMA_VERSION, **stamp, **fields}, inf_nan_mode="null") + b"\n"
+    if len(line) > _SHORT and any(map(is_too_large, fields["figures"].values())):
+        raise ValueError("a number too large")
+    return line
 
 
 def proper_event(stamp: Mapping[str, Any], fields: Mapping[str, Any]) -> Event:
@@ -162,7 +166,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if value is None or isinstance(value, bool | int | float):
-        return value
+        return as_number(value)
     if isinstance(value, Mapping):
         return {_plain(str(name)): _listed(item) for name, item in value.items()}
     return _listed(value)
@@ -172,5 +176,5 @@ def _listed(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
     if isinstance(value, list | tuple):
-        return [item if isinstance(item, bool | int | float) else _plain(str(item)) for item in value]
-    return value if isinstance(value, bool | int | float) else _plain(str(value))
+        return [as_number(item) if isinstance(item, bool | int | float) else _plain(str(item)) for item in value]
+    return as_number(value) if isinstance(value, bool | int | float) else _plain(str(value))

@@ -8,6 +8,7 @@ readers of before pass over or keep as `Other`; a change that they would misunde
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,22 +17,40 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 SCHEMA_VERSION = 1
+LARGEST = 2**63 - 1  # number of a step, or of an event
 
 Scalar = bool | int | float | str
 
 
-def _finite_again(figures: Any) -> Any:
+def as_number(value: Any) -> Any:
+    """A figure, or a list of some: whole numbers that no float reaches are not finite."""
+    if isinstance(value, list):
+        return [as_number(each) for each in value]
+    if not is_too_large(value):
+        return value
+    return math.inf if value > 0 else -math.inf
+
+
+def is_too_large(value: Any) -> bool:
+    """Whether it is a whole number beyond the range of a float; the longest cannot even be read again."""
+    return isinstance(value, int) and value.bit_length() > sys.float_info.max_exp - 1
+
+
+def _as_numbers(figures: Any) -> Any:
     """JSON has no figure that is not finite: null stands for it."""
-    if not isinstance(figures, Mapping) or None not in figures.values():
+    if not isinstance(figures, Mapping):
         return figures
-    return {name: math.nan if value is None else value for name, value in figures.items()}
+    return {name: math.nan if value is None else as_number(value) for name, value in figures.items()}
 
 
 def _in_utc(time: datetime) -> datetime:
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("no such time in UTC") from None
 
 
-Figures = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_finite_again)]
+Figures = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_as_numbers)]
 UtcTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
@@ -48,15 +67,15 @@ class Base(BaseModel, frozen=True):
     """Major version of this schema."""
     run_id: str = ""
     """Which run it is of, the same after a resume; unique among runs."""
-    sequence: int = Field(default=0, ge=0)
+    sequence: int = Field(default=0, ge=0, le=LARGEST)
     """Its number in the run, from 0. One that is missing is an event that was dropped; one that is met twice was
     written again after a failure."""
-    part: int = Field(default=0, ge=0)
+    part: int = Field(default=0, ge=0, le=LARGEST)
     """How often the run had been resumed. Numbers go on from what the history held then, so that some that had gone
     elsewhere already are given again: a part and a number name one event."""
     time: UtcTime | None = None
     """When it was told, UTC; null in files of before events had an envelope."""
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, le=LARGEST)
     """Training steps done when it happened."""
     event: str
     """What happened."""

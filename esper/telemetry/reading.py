@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +30,7 @@ def read(path: str | os.PathLike[str]) -> list[Event]:
     """
     found = history(path)
     found.stat()
-    tail = _Tail(found)
+    tail = _Tail(found, _name(found, ()))
     try:
         return list(tail.new())
     finally:
@@ -48,7 +48,8 @@ def follow(
     A file need not be there yet; one that is replaced, as by a run in the same folder, is read from its beginning.
 
     Args:
-        paths: Histories, folders of runs, or folders of such folders, whose runs are found as they come.
+        paths: Histories, folders of runs, or folders of such folders, whose runs are found as they come. Where lines
+            without an envelope are of folders of one name, more of their paths tells them apart.
         beginning: Whether to give what is there already.
         stop: When set, it ends once everything is read; None: it never ends.
         poll: Seconds between looks at files that have nothing new.
@@ -64,7 +65,8 @@ def follow(
             ending = stop.is_set()
             for path in histories(paths):
                 if path not in tails:
-                    tails[path] = _Tail(path, skip=late)
+                    name = _name(path, {tail.name for tail in tails.values()})
+                    tails[path] = _Tail(path, name, skip=late)
             late = False
             met = False
             for tail in tails.values():
@@ -95,10 +97,18 @@ def histories(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return list(found)
 
 
-class _Tail:
-    """The whole lines of a file that were not given yet."""
+def _name(path: Path, taken: Collection[str]) -> str:
+    """What a run without a name is called: as its folder, with as much of the path as tells it from others."""
+    parts = path.absolute().parts[1:-1]
+    names = ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)] or [""]
+    return next((name for name in names if name not in taken), names[-1])
 
-    def __init__(self, path: Path, *, skip: bool = False) -> None:
+
+class _Tail:
+    """The whole lines of a file that were not given yet; events without a name of a run get `name`."""
+
+    def __init__(self, path: Path, name: str, *, skip: bool = False) -> None:
+        self.name = name
         self._path, self._number, self._at = path, 0, 0
         self._file: BinaryIO | None = None
         if skip and path.exists():
@@ -109,7 +119,7 @@ class _Tail:
         """The events of lines that were written since the last time."""
         for line in self._lines():
             try:
-                yield parse(line, run_id=self._path.parent.name, sequence=self._number - 1)
+                yield parse(line, run_id=self.name, sequence=self._number - 1)
             except EventError as error:
                 raise EventError(f"{self._path}, line {self._number}: no event of a run ({error})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from esper.lifecycle import LEADS_TO, LEGAL
 from esper.lifecycle import SeedLifecycleState as S
 from esper.telemetry.events import Scalar, Seed
 
+_NUMBER = re.compile(r"[0-9]{1,18}\]")
 _KEPT = 32  # changes of a seed that are remembered
 _FROM_DORMANT = ("germinate", "load", "declined", "loading")  # events that only a seed without a kernel can have
 _ALPHA = {S.GRAFTING: None, S.ACTIVE: 1.0, S.FOSSILIZED: 1.0}  # where no evaluation has said more
@@ -68,7 +70,7 @@ def evaluated(journals: Journals, figures: Mapping[str, Scalar | list[Scalar]], 
     for name, value in figures.items():
         kind, _, label = name.partition(" ")
         layer, bracket, seed = label.rpartition("[")
-        if not bracket or not seed[:-1].isdecimal() or not isinstance(value, int | float):
+        if not bracket or not _NUMBER.fullmatch(seed) or not isinstance(value, int | float):
             continue
         place = layer, int(seed[:-1])
         if kind == "failed" and 0 <= value <= step:

@@ -116,10 +116,11 @@ def _drawn(curve: Curve, bars: str) -> str:
     shown = min(_WIDTH, len(curve))
     values = [curve[at * (len(curve) - 1) // max(shown - 1, 1)][1] for at in range(shown)]
     finite = [value for value in values if math.isfinite(value)]
-    low, span = min(finite, default=0.0), (max(finite) - min(finite)) if finite else 0.0
-    top = len(bars) - 1
+    low, high = (min(finite) / 2, max(finite) / 2) if finite else (0.0, 0.0)  # halves, whose difference is finite
+    top, span = len(bars) - 1, high - low
     return "".join(
-        " " if not math.isfinite(value) else bars[round((value - low) / span * top) if span else 0] for value in values
+        " " if not math.isfinite(value) else bars[round((value / 2 - low) / span * top) if span else 0]
+        for value in values
     )
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 
 from esper.errors import ArgumentError, TelemetryError
@@ -243,6 +244,37 @@ def test_a_subscriber_that_fails_in_the_middle_is_not_told_twice():
         publish(bus, range(6))
         wait_for(lambda: len(told) > 5)
     assert [step for step in told if step < 5] == list(range(5))
+
+
+def test_a_subscriber_hears_every_bus_it_is_given_to():
+    told = []
+    listening = Subscriber(told.append)
+    for _ in range(2):
+        with Bus(listening) as bus:
+            publish(bus, range(5))
+        assert bus.counts()["subscriber"].written == 5
+    assert [event.step for event in told] == [*range(5), *range(5)]
+
+
+def test_what_was_published_does_not_change():
+    sink, sizes, mean = Collecting(), [1, 2], np.array(0.5)
+    with Bus(sink) as bus:
+        bus.publish(evaluation(0, sizes=sizes, mean=mean))
+        sizes.append(3)
+        mean[...] = 7
+    assert sink.events[0].figures == {"sizes": [1, 2], "mean": 0.5}
+
+
+def test_a_run_that_no_line_can_name_stops_no_event_of_others():
+    sink = Collecting()
+    with Bus(sink) as bus:
+        bus.publish(replace(evaluation(0, loss=object()), run="x\ud800"))
+        bus.publish(Record(-1, "no step"))
+        bus.publish(evaluation(1))
+    assert [event.event for event in sink.events] == ["evaluate", "malformed", "evaluate"]
+    assert bus.counts()[sink.name].dropped == 0
+    with pytest.raises(ArgumentError, match="no Unicode"):
+        Bus(run_id="x\ud800")
 
 
 @pytest.mark.parametrize("bound", [0, -1])

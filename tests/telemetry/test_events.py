@@ -86,6 +86,29 @@ def test_numbers_of_numpy_and_tuples_become_plain():
     assert (of(told).step, of(told).seed) == (3, 0)
 
 
+LARGE = 10**5000  # Python writes it, and refuses to read it
+
+
+def test_numbers_that_no_float_reaches_are_not_finite():
+    """As lines they could not be read again, and whoever draws figures needs floats."""
+    told = Record(3, "evaluate", figures={"a": LARGE, "b": -LARGE, "c": 2**1022, "d": [1, LARGE]})
+    event = of(told)
+    assert event.figures == {"a": math.inf, "b": -math.inf, "c": 2**1022, "d": [1, math.inf]}
+    fields = proper(replace(told, figures={"a": 10**310}))
+    with pytest.raises(ValueError, match="too large"):
+        proper_line(stamped("", 0, 0, 0.0), fields)
+    assert parse('{"step": 1, "event": "evaluate", "figures": {"a": 1%s}}' % ("0" * 400)).figures == {"a": math.inf}
+    assert proper(replace(told, step=LARGE)) is None and of(replace(told, step=LARGE)).event == "malformed"
+    for name in ("step", "sequence", "part"):
+        with pytest.raises(EventError, match=name):
+            parse(f'{{"step": 1, "event": "hold", "{name}": 1{"0" * 400}}}')
+
+
+def test_a_time_that_is_none_in_utc_is_no_event():
+    with pytest.raises(EventError, match=r"time: .*no such time in UTC"):
+        parse('{"step": 1, "event": "hold", "time": "0001-01-01T00:00:00+14:00"}')
+
+
 @dataclass
 class Broken:
     step: int = 0

@@ -233,6 +233,18 @@ def test_following_a_folder_finds_its_runs_as_they_come(tmp_path):
     assert sorted(event.run_id for event in ended(tmp_path)) == ["a", "b", "later"]
 
 
+def test_runs_without_a_name_in_folders_of_one_name_are_told_apart(tmp_path):
+    for place, count in (("x/small", 2), ("y/small", 3)):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "history.jsonl").write_text("".join(Record(at, "hold").to_json() + "\n" for at in range(count)))
+    found = ended(tmp_path / "x" / "small", tmp_path / "y" / "small")
+    assert [(event.run_id, event.sequence) for event in found] == [
+        *(("small", at) for at in range(2)),
+        *(("y/small", at) for at in range(3)),
+    ]
+
+
 def test_a_run_is_followed_to_its_last_event_while_it_is_written(tmp_path):
     path, stop, seen = tmp_path / "history.jsonl", threading.Event(), []
     reader = threading.Thread(target=lambda: seen.extend(follow(path, stop=stop, poll=0.001)))

@@ -172,6 +172,12 @@ def test_a_board_shows_what_matters():
     assert "nothing has happened yet" in shown({})
 
 
+def test_figures_at_the_ends_of_what_a_float_holds_are_shown():
+    told = [evaluation(step, loss=loss) for step, loss in enumerate((1e308, -1e308, 0.0, 5e-324))]
+    told.append(evaluation(4, **{f"alpha x[{'1' * 5000}]": 1.0, f"failed x[{'1' * 5000}]": 1}))
+    assert "█▁▅▅" in shown(states(stamped(*told)))
+
+
 def test_a_sentence_says_it_all():
     (event,) = stamped(Record(9, "germinate", "why", "", 0, {"width": 4, "gain": 0.123456}))
     assert sentence(event) == "r growth step 9: germinate (root)[0]: why, width 4, gain 0.1235"

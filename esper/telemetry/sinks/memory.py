@@ -19,11 +19,12 @@ class Subscriber(Sink):
     def __init__(self, told: Callable[[Event], object], name: str = "subscriber") -> None:
         self.name = name
         self._told = told
-        self._done = -1
+        self._done = dict[tuple[str, int], int]()  # the last number of each part of each run
 
     def write(self, events: Sequence[Event]) -> None:
         """Calls the function; when events come again, with those it has not taken."""
         for event in events:
-            if event.sequence > self._done:
+            part = event.run_id, event.part
+            if event.sequence > self._done.get(part, -1):
                 self._told(event)
-                self._done = event.sequence
+                self._done[part] = event.sequence
