@@ -230,6 +230,14 @@ def test_a_reader_that_goes_away_ends_a_command_quietly():
     assert (found.returncode, found.stderr) == (141, "")
 
 
+def test_a_terminal_that_cannot_show_a_sign_shows_another(tmp_path):
+    (tmp_path / "history.jsonl").write_text(history.Record(3, "hold", "0.1 ± 0.2 … ≥ 1").to_json() + "\n")
+    command = [sys.executable, "-m", "esper", "watch", "--once", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert found.returncode == 0 and b"0.1 ? 0.2" in found.stdout, found.stderr
+
+
 def test_a_pipe_that_breaks_elsewhere_is_said(monkeypatch, capsys):
     def broken(asked):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")

@@ -8,6 +8,7 @@ it prints any more, as in `esper watch RUN | head`. Nothing heavy is imported be
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import select
 import sys
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     asked = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to end
     try:
         code = asked.run(asked)
         sys.stdout.flush()  # here, where it can be caught that nobody reads it

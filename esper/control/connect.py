@@ -107,11 +107,11 @@ def _policy(settings: RemoteSettings, tamiyo: TamiyoSettings) -> Policy[Any]:
         made: Any = import_module(module)
         for part in name.split("."):
             made = getattr(made, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"`components.tamiyo.config.remote.policy`: there is no {settings.policy}: {error}"
-        ) from error
-    policy: Any = made()
-    if not all((callable(policy), hasattr(policy, "start"))):
-        raise ConfigError(f"{settings.policy} gave a {type(policy).__name__}, which is no policy (esper.growth.policy)")
-    return policy
+        policy: Any = made()
+        if all((callable(policy), hasattr(policy, "start"))):
+            policy.start()  # which it may be asked for at any time
+            return policy
+    except Exception as error:  # of a module that may be anybody's
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"`components.tamiyo.config.remote.policy`: {settings.policy} gives none: {said}") from error
+    raise ConfigError(f"{settings.policy} gave a {type(policy).__name__}, which is no policy (esper.growth.policy)")

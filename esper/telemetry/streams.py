@@ -34,7 +34,8 @@ def follow_redis(
 ) -> Iterator[Event]:
     """The events of runs as they come, each once; a server that is away is waited for.
 
-    An entry that is no event, or of a newer major version, is logged and left out: anybody may have put it there.
+    An entry that is no event, or of a newer major version, is logged and left out, and so is a key that is no stream:
+    anybody may have put it there.
 
     Args:
         config: The server.
@@ -55,7 +56,9 @@ def follow_redis(
             ending = server.stop.is_set()
             for stream in server.ask(server.streams):
                 if stream not in places:
-                    places[stream] = server.ask(lambda stream=stream: server.end(stream)) if late else b"0-0"
+                    end = server.ask(lambda stream=stream: server.end(stream))
+                    if end is not None:
+                        places[stream] = end if late else b"0-0"
             late = False
             entries = server.ask(lambda: server.after(places)) if places else server.nothing()
             for stream, place, event in entries:
@@ -113,6 +116,7 @@ class _Server:
         self.stop = stop or threading.Event()
         self.client: Any = client(config)  # whose types are those of its asynchronous twin as well
         self._away = False
+        self._no_streams: set[str] = set()
 
     def __enter__(self) -> _Server:
         return self
@@ -159,13 +163,28 @@ class _Server:
 
     def streams(self) -> list[str]:
         """The streams to read; those of all runs where none were named."""
-        runs = self._runs or [run.decode() for run in self.client.zrange(run_index(self.oona), 0, -1)]
-        return [event_stream(self.oona, run) for run in runs]
+        runs = self._runs or [
+            run.decode("utf-8", "backslashreplace") for run in self.client.zrange(run_index(self.oona), 0, -1)
+        ]
+        return [stream for run in runs if (stream := event_stream(self.oona, run)) not in self._no_streams]
 
-    def end(self, stream: str) -> bytes:
-        """The id of the last entry."""
-        last = self.client.xrevrange(stream, count=1)
+    def end(self, stream: str) -> bytes | None:
+        """The id of the last entry; None: it is left out."""
+        from redis.exceptions import ResponseError
+
+        try:
+            last = self.client.xrevrange(stream, count=1)
+        except ResponseError as error:
+            self.leave_out(stream, error)
+            return None
         return last[0][0] if last else b"0-0"
+
+    def leave_out(self, stream: str, error: Exception) -> None:
+        """Reads no more of a key that is no stream; raises any other error."""
+        if not str(error).startswith("WRONGTYPE"):
+            raise error
+        _LOG.warning("telemetry: %s is left out: it is no stream", stream)
+        self._no_streams.add(stream)
 
     def after(self, places: dict[str, bytes]) -> Entries:
         """Entries after these, waiting for some."""
@@ -213,7 +232,8 @@ class _Group:
             if "key to exist" in str(error):
                 return False
             if not str(error).startswith("BUSYGROUP"):
-                raise
+                self._server.leave_out(stream, error)
+                return False
         self._known.add(stream)
         self._own[stream] = b"0-0"
         return True

@@ -132,7 +132,9 @@ def test_settings_that_are_refused(remote, problem):
         config.check()
 
 
-@pytest.mark.parametrize("policy", ["nowhere:policy", "esper.control:nothing", "builtins:dict"])
+@pytest.mark.parametrize(
+    "policy", ["nowhere:policy", "esper.control:nothing", "builtins:dict", "json:loads", "esper.growth.policy:Policy"]
+)
 def test_policies_that_are_none(policy, tmp_path):
     file, _ = written(tmp_path, policy=policy)
     with pytest.raises(ConfigError, match=policy.replace(".", r"\.")), controller_of(EsperConfig.from_yaml(file)):

@@ -356,6 +356,20 @@ def test_an_entry_that_is_no_event_stops_no_reader(redis_server, oona, caplog):
         assert there_.xpending(event_stream(oona, "a"), oona.group)["pending"] == 0
 
 
+def test_what_is_no_run_stops_no_reader(redis_server, oona, caplog):
+    config = RedisConfig(**redis_server.section)
+    with Bus(RedisStreams(config, oona), run_id="a") as bus:
+        bus.publish(evaluation(1))
+    with client(config) as there_:
+        there_.zadd(run_index(oona), {b"\xff": 1.0, "text": 2.0})
+        there_.set(event_stream(oona, "text"), "x")
+    stop = threading.Event()
+    stop.set()
+    assert steps(there(config, oona)) == steps(consume_redis(config, oona, consumer="c", stop=stop)) == [1]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"telemetry: {event_stream(oona, 'text')} is left out: it is no stream"] * 2
+
+
 def test_a_wrong_clock_of_one_who_writes_costs_no_run_its_place(redis_server, oona, monkeypatch):
     config = RedisConfig(**redis_server.section)
     for run in ("a", "b"):
