@@ -60,7 +60,7 @@ class Shelf:
         training = self._config.training_settings()
         return publish(
             self._open,
-            Path(self._settings.folder),
+            self.opened.folder if self.opened else Path(self._settings.folder).absolute(),
             result.model,
             origin=Origin(run=self._run, data=training.data, revision=git_revision(), key=training.key),
             gains=_gains(result),

@@ -48,7 +48,7 @@ def open_library(where: str | os.PathLike[str] | EsperConfig) -> Library:
         if find_spec(package) is None:
             raise MissingExtraError("a kernel library", package, "library")
     config = where if isinstance(where, EsperConfig) else None
-    folder = Path(config.urza_settings().folder if config else os.fspath(where))  # type: ignore[arg-type]
+    folder = _absolute(Path(config.urza_settings().folder if config else os.fspath(where)))  # type: ignore[arg-type]
     if config and (config.database is None) != (config.storage is None):
         _LOG.warning(_HALF_SHARED, *(("storage", "database") if config.database is None else ("database", "storage")))
     catalogue = _catalogue(folder, config.database if config else None)
@@ -57,6 +57,17 @@ def open_library(where: str | os.PathLike[str] | EsperConfig) -> Library:
     except BaseException:
         catalogue.close()
         raise
+
+
+def _absolute(folder: Path) -> Path:
+    """The folder wherever the process goes from here."""
+    try:
+        return folder.absolute()
+    except OSError as error:
+        raise LibraryError(
+            f"the library's folder {folder} is one below the folder that this process works in, which cannot be found: "
+            f"{error.strerror}; give the whole path"
+        ) from None
 
 
 def _blobs(folder: Path, storage: StorageConfig | None, owner: str) -> Blobs:

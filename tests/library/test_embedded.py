@@ -195,6 +195,31 @@ def test_a_file_in_the_way_is_said(tmp_path):
         open_library(tmp_path / "library")
 
 
+def test_a_library_stays_where_it_was_opened(tmp_path, monkeypatch):
+    from esper.library.files import Parcel, left_for_later, waiting
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with open_library("library") as library:
+        library.put(artifact(1))
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        digest = library.put(artifact(2))
+        assert library.get(digest) == artifact(2)
+        assert left_for_later(library.folder, Parcel(artifact(3))).parent == tmp_path / "library/outbox"
+        assert len(waiting(library.folder)) == 1
+    with open_library(tmp_path / "library") as library:
+        assert library.get(digest) == artifact(2) and library.verify().problems == ()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_relative_library_of_a_process_that_works_nowhere_is_said(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(LibraryError, match="give the whole path"):
+        open_library("library")
+
+
 @contextmanager
 def files_of_at_most(size):
     """The system refuses larger files, as it does when the disk is full."""
