@@ -22,6 +22,7 @@ from esper.library.content import LARGEST
 from esper.persistence.folder import make_folders, write_file
 
 _KEY = re.compile(r"kernels/[0-9a-f]{32}/[0-9a-f]{2}/([0-9a-f]{64})\.esper")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(r"kernels/[0-9a-f]{32}/[0-9a-f]{2}/\.part-[0-9a-f]+")
 
 
@@ -102,7 +103,9 @@ class Blobs:
         return data if hashlib.sha256(data).hexdigest() == digest else None
 
     def size(self, digest: str) -> int | None:
-        """The size of an object; None: there is none."""
+        """The size of an object; None: there is none, as there is of a name that is no digest."""
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            return None
         found = self.at(self.path(digest))
         return None if found is None else found.bytes
 

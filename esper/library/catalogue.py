@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -19,10 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from esper.errors import LibraryError
 from esper.library.schema import HEAD, VERSION_TABLE, identity
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 30  # seconds that one writer waits for another, or for a server to answer
 _LOCK = 0x65737065  # of PostgreSQL's advisory locks, "espe"
 _WRITES = "esper_writes"
+_REVISION, _IDENTITY = re.compile(r"[0-9]{4}"), re.compile(r"[0-9a-f]{32}")
 _UPGRADING = threading.Lock()  # alembic keeps the connection that it migrates for the whole process
 
 
@@ -41,7 +46,7 @@ class Catalogue:
         with self._speaking():
             self._migrate()
         with self.reading() as connection:
-            self.id = str(connection.execute(sa.select(identity.c.id)).scalar_one())
+            self.id = self._identity(connection)
 
     @classmethod
     def in_file(cls, file: Path) -> Catalogue:
@@ -174,15 +179,37 @@ class Catalogue:
         """The schema's version; None: there is none yet.
 
         Raises:
-            LibraryError: It is a newer one than is known here.
+            LibraryError: It is none that is known here.
         """
         if not sa.inspect(connection).has_table(VERSION_TABLE):
             return None
-        found = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
-        if found is not None and found > HEAD:
+        named = list(connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars())
+        found = ", ".join(map(str, named))
+        if not named or found == HEAD or found in _known():
+            return found or None
+        if found > HEAD and _REVISION.fullmatch(found):
             raise LibraryError(
                 f"{self.place}: the catalogue has schema {found}, and this version of esper knows {HEAD}: it was made "
                 "by a newer esper; use that one here too"
+            )
+        raise LibraryError(
+            f"{self.place}: the catalogue says that its schema is {found!r:.80}, which this version of esper does not "
+            "know: another version of esper wrote it, or it was damaged; use that version, or bring it back from a "
+            "backup"
+        )
+
+    def _identity(self, connection: Connection) -> str:
+        """What names this catalogue among others.
+
+        Raises:
+            LibraryError: That is no name that esper gives.
+        """
+        found = connection.execute(sa.select(identity.c.id)).scalar_one()
+        if not isinstance(found, str) or not _IDENTITY.fullmatch(found):
+            raise LibraryError(
+                f"{self.place}: the catalogue's own id, by which its objects are found, is {found!r:.80} and not 32 "
+                f"hexadecimal digits: the table {identity.name} was changed by other means than the library's; bring "
+                "the catalogue back from a backup"
             )
         return found
 
@@ -224,6 +251,9 @@ _MOVES = {
     "unable to open": "make the folder, and let this user write there",
     "not a database": "the file is none of esper's or was damaged: bring it back from a backup",
     "malformed": "the file was damaged: bring it back from a backup",
+    "no such": "the catalogue was damaged: bring it back from a backup",
+    "already exists": "the catalogue was damaged, or others have tables of its names: bring it back from a backup, "
+    "or take another database",
     "password authentication": "set database.username and database.password to what the server has",
     "no password": "set database.password",
     "does not exist": "create it on the server, or set database.database and database.username to what is there",
@@ -240,13 +270,27 @@ def _next_move(said: str) -> str:
     )
 
 
-def _upgrade(connection: Connection) -> None:
-    """Runs the migrations on a connection, in its transaction."""
-    from alembic import command
+def _migrations() -> Config:
+    """Where alembic finds the migrations."""
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _known() -> set[str]:
+    """The schemas that can be brought to the newest one."""
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()}
+
+
+def _upgrade(connection: Connection) -> None:
+    """Runs the migrations on a connection, in its transaction."""
+    from alembic import command
+
+    config = _migrations()
     config.attributes["connection"] = connection
     with _UPGRADING:
         command.upgrade(config, HEAD)

@@ -81,6 +81,17 @@ def test_a_missing_object_is_said(library):
     assert library.get(digest) == artifact(1)
 
 
+@pytest.mark.parametrize("blob", ["", "..", "a/../../b", "/etc/passwd", "\u00fc", "A" * 64])
+def test_an_object_of_no_such_name_is_not_there_and_is_mended(library, blob):
+    digest = library.put(artifact(1), tags=["a"])
+    with library._catalogue.writing() as connection:
+        connection.execute(sa.update(kernels).values(blob=blob))
+    assert library._blobs.size(blob) is None
+    assert [name for name, _ in library.verify().problems] == [digest]
+    library.put(artifact(1))
+    assert library.get(digest) == artifact(1) and library.verify().problems == library.verify().orphans == ()
+
+
 CHANGES = {
     "blueprint": "other", "options": "{}", "kind": "Conv2d", "attributes": "{}", "dtype": "int8", "parameters": 1,
     "gain_mean": 9.0, "flops": 3, "lifecycle": "validated", "blob": "0" * 64, "reason": "x", "shapes": "[]",

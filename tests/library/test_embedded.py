@@ -166,6 +166,36 @@ def test_a_time_that_is_none_hides_no_other_row(library):
     assert library.get(digest) == artifact(1) and library.verify().problems == ()
 
 
+DAMAGES = {
+    f"UPDATE {VERSION_TABLE} SET version_num = '!!'": "another version of esper wrote it, or it was damaged",
+    f"UPDATE {VERSION_TABLE} SET version_num = '0000'": "another version of esper wrote it, or it was damaged",
+    f"UPDATE {VERSION_TABLE} SET version_num = 'zz'": "another version of esper wrote it, or it was damaged",
+    f"INSERT INTO {VERSION_TABLE} VALUES ('0000')": "another version of esper wrote it, or it was damaged",
+    f"DELETE FROM {VERSION_TABLE}": "the catalogue was damaged",
+    "UPDATE esper_library SET id = '../../../../etc'": "its objects are found, is .* and not 32 hexadecimal digits",
+    "UPDATE esper_library SET id = x'00'": "its objects are found, is .* and not 32 hexadecimal digits",
+    "DROP TABLE esper_kernels": "the catalogue was damaged",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_makes_no_sense_in_a_catalogue_is_said(config, library, damage):
+    library.put(artifact())
+    with library._catalogue.writing() as connection:
+        connection.exec_driver_sql(damage)
+    with pytest.raises(LibraryError, match=rf"{DAMAGES[damage]}.*backup"), open_library(config) as again:
+        again.find()
+
+
+def test_an_object_whose_name_no_file_can_have_is_not_there(library):
+    digest = library.put(artifact(1))
+    for name in ("'a' || char(0)", "x'00ff'", "7"):
+        with library._catalogue.writing() as connection:
+            connection.exec_driver_sql(f"UPDATE esper_kernels SET blob = {name}")
+        library.put(artifact(1))
+        assert library.get(digest) == artifact(1) and library.verify().problems == ()
+
+
 def test_a_file_that_is_no_catalogue_is_said(tmp_path):
     folder = tmp_path / "library"
     folder.mkdir()
