@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from esper.configs import EsperConfig
-from esper.errors import LibraryError
 from esper.growth.credit import Gain
 from esper.library import Library, Origin, open_library
 from esper.library.entries import Measured, measured
-from esper.library.publishing import Published, git_revision, publish
+from esper.library.publishing import Published, git_revision, problem_of, publish
 from esper.train.history import Figures, Record
 from esper.train.loop import Result
 
@@ -41,8 +40,8 @@ class Shelf:
         if self._settings.draw:
             try:
                 self.opened, self.draw = self._open(), self._settings.candidates
-            except LibraryError as error:
-                self._note(0, f"nothing is drawn from the library: {error}")
+            except Exception as error:  # the run trains, whatever is wrong with its library
+                self._note(0, f"nothing is drawn from the library: {problem_of(error)}")
 
     def publish(self, result: Result) -> tuple[Result, Published | None]:
         """Publishes the kernels that became permanent; the result with the records of that."""
@@ -51,7 +50,7 @@ class Shelf:
         try:
             published = self._published(result)
         except Exception as error:  # the run has its model, whatever is wrong with what is to be said of it
-            published = Published(problem=f"nothing is published: {type(error).__name__}: {error}")
+            published = Published(problem=f"nothing is published: {problem_of(error)}")
         before = tuple(self._records)
         self._note(result.records[-1].step, str(published))
         return replace(result, records=(*before, *result.records, self._records[-1])), published

@@ -117,7 +117,7 @@ def publish(
         library: Library | None = opened()
     except Exception as error:
         library = None
-        problems.append(_said(error))
+        problems.append(problem_of(error))
     for at in _permanent(model):
         try:
             told = replace(
@@ -132,11 +132,11 @@ def publish(
                 files.append(left_for_later(folder, parcel))
         except Exception as error:
             lost += 1
-            problems.append(_said(error))
+            problems.append(problem_of(error))
     return Published(tuple(digests), tuple(files), "; ".join(dict.fromkeys(filter(None, problems))), lost)
 
 
-def _said(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
     """What went wrong; what is no error of esper's with its kind, which its text alone may not show."""
     return str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
 

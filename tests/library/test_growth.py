@@ -370,6 +370,24 @@ def test_a_run_without_its_library_has_its_model_and_says_so(grow, tmp_path):
     assert "hunter2" not in str(said) and (tmp_path / "dead" / "certificate.json").is_file()
 
 
+@pytest.mark.parametrize("error", [LibraryError("the server is gone"), ValueError("what nobody thought of")], ids=str)
+def test_a_library_that_does_not_open_stops_no_run_whatever_it_raises(tmp_path, monkeypatch, error):
+    import esper.shelf
+    from esper.configs import EsperConfig
+
+    def broken(config):
+        raise error
+
+    monkeypatch.setattr(esper.shelf, "open_library", broken)
+    config = EsperConfig(name="x", components={"urza": {"config": {"folder": str(tmp_path), "draw": True}}})
+    heard = []
+    with esper.shelf.shelf(config, "r", heard.append) as found:
+        assert (found.opened, found.draw) == (None, 0)
+    ((record,),) = [heard]
+    assert record.event == "library" and "nothing is drawn from the library: " in record.reason
+    assert str(error) in record.reason
+
+
 def test_a_run_has_written_its_model_before_it_publishes(grow, tmp_path, monkeypatch):
     import esper.shelf
 
