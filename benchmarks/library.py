@@ -21,7 +21,7 @@ from esper.library.entries import Measured, Origin, canonical, now
 from esper.library.finding import found
 from esper.library.labels import bits
 from esper.library.queries import Wanted
-from esper.library.rows import _checksum, fits, gain_columns
+from esper.library.rows import _checksum, fits, gain_columns, origin_row
 from esper.library.schema import attributes, kernels, origins, tags
 
 ROUNDS = 100
@@ -62,7 +62,7 @@ def row(rng, number):
         "parameters": parameters,
         "bytes": 4,
         "flops": 8,
-        **gain_columns(gain),
+        **gain_columns(gain, moment),
         "lifecycle": ("candidate", "validated", "retired")[rng.choice(3, p=(1 - proven - gone, proven, gone))],
         "reason": "",
         "retired": None,
@@ -88,9 +88,7 @@ def fill(library, count):
         names |= {LARGE} if geometry["in_features"] > LARGER_THAN else set()
         tagged += [{"digest": digest, "tag": tag} for tag in names]
         runs = [f"run{number % 5000}", *([NIGHTLY] if number % 2 == 0 else [])]
-        for origin in map(Origin, runs):
-            content = canonical(origin.as_dict())
-            told.append({"id": origin.id, "digest": digest, "run": origin.run, "content": content, "time": now()})
+        told += [origin_row(digest, Origin(run, time=now())) for run in runs]
         # As `seal` does it, so that the entry is believed.
         labels = [("fits", one["fits"]), *(("tag", tag) for tag in names), *(("run", run) for run in runs)]
         one["labels"] = bits([*labels, *(("attribute", *one) for one in named)])

@@ -97,7 +97,7 @@ class Origin:
         parent: Digest of the kernel that this one was made of.
         version: esper's version.
         gain: What was measured there.
-        time: When the library was told, UTC; None: it has not been yet.
+        time: When the library was told last, UTC; None: it has not been yet.
     """
 
     run: str = ""
@@ -117,6 +117,8 @@ class Origin:
                 raise ArgumentError(f"{name} is at most {_LONGEST} printable characters, not {value!r:.80}")
         if self.key is not None and (isinstance(self.key, bool) or not isinstance(self.key, int)):
             raise ArgumentError(f"key is the whole number that the run was drawn from, not {self.key!r:.80}")
+        if self.time is not None:
+            object.__setattr__(self, "time", _moment(self.time))
         if self.parent:
             object.__setattr__(self, "parent", f"sha256:{whole_digest(self.parent)}")
 
@@ -365,6 +367,17 @@ def checked_flops(flops: int | None) -> int | None:
     if flops is None or (isinstance(flops, int) and not isinstance(flops, bool) and 0 <= flops < 1 << 63):
         return flops
     raise ArgumentError(f"flops is a whole number of operations from 0 to 2**63 - 1, not {flops!r:.80}")
+
+
+def _moment(time: object) -> datetime:
+    """A moment in UTC, one that others can come after.
+
+    Raises:
+        ArgumentError: It is none, has no zone, or is in no year from 1900 to 9000.
+    """
+    if isinstance(time, datetime) and time.tzinfo is not None and 1900 <= time.year <= 9000:
+        return time.astimezone(UTC)
+    raise ArgumentError(f"time is a moment with a zone, in a year from 1900 to 9000, not {time!r:.80}")
 
 
 def now() -> datetime:

@@ -118,7 +118,10 @@ class Library:
         tags: Iterable[str] = (),
         lifecycle: str = "candidate",
     ) -> str:
-        """As `put`, with origins as they are: of all, the latest that measured a gain tells the kernel's."""
+        """As `put`, with origins as they are: of all, the latest that measured a gain tells the kernel's.
+
+        One that has a time was told then, one without is told now.
+        """
         from esper.library import rows
 
         tagged, stage = checked_tags(tags), checked_lifecycle(lifecycle)
@@ -176,7 +179,7 @@ class Library:
             row = rows.held(connection, name, lock=True)
             rows.check_seal(row, rows.tags_of(connection, [name]).get(name, ()))
             rows.update(connection, name, {"lifecycle": "validated", "reason": "", "retired": None})
-            rows.tell(self._catalogue, connection, name, [told])
+            rows.tell(connection, name, [told])
             rows.seal(connection, name)
         return self.entry(name)
 

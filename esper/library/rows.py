@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +25,7 @@ from esper.persistence import MALFORMED
 
 Row = Mapping[str, Any]
 
+_TICK = timedelta(microseconds=1)  # as finely as both databases tell moments apart
 _SEALED = [column.name for column in kernels.c if column.name not in ("checksum", "rank")]
 
 
@@ -49,11 +52,25 @@ def fits(kind: str, geometry: Mapping[str, Any], dtype: str) -> str:
     return hashlib.sha256(canonical([kind, dict(geometry), dtype]).encode()).hexdigest()
 
 
-def gain_columns(gain: Measured | None) -> dict[str, Any]:
-    """A gain as a row has it."""
+def gain_columns(gain: Measured | None, moment: datetime | None) -> dict[str, Any]:
+    """A gain, and when the library was told of it, as a row has them."""
     if gain is None:
-        return {"gain_mean": None, "gain_stderr": None, "gain_n": None, "rank": -math.inf}
-    return {"gain_mean": gain.mean, "gain_stderr": gain.stderr, "gain_n": gain.n, "rank": gain.mean}
+        return {**dict.fromkeys(("gain_mean", "gain_stderr", "gain_n", "gain_time")), "rank": -math.inf}
+    measured = {"gain_mean": gain.mean, "gain_stderr": gain.stderr, "gain_n": gain.n}
+    return {**measured, "gain_time": moment, "rank": gain.mean}
+
+
+def _gain(row: Row) -> Measured | None:
+    """The gain that a row has."""
+    return None if row["gain_mean"] is None else Measured(row["gain_mean"], row["gain_stderr"], row["gain_n"])
+
+
+def origin_row(digest: str, origin: Origin) -> dict[str, Any]:
+    """An origin of a kernel as a row, with the SHA-256 of all that it says."""
+    said = {"id": origin.id, "digest": digest, "run": origin.run, "time": origin.time}
+    checksum = canonical([_plain(value) for value in said.values()])
+    content = canonical(origin.as_dict())  # which the id names
+    return {**said, "content": content, "checksum": hashlib.sha256(checksum.encode()).hexdigest()}
 
 
 def write(
@@ -84,7 +101,7 @@ def write(
     stage = {"retired": moment} if given["lifecycle"] == "retired" else {}
     fresh = {
         **content,
-        **gain_columns(None),
+        **gain_columns(None, None),
         **{"flops": None, "lifecycle": "candidate", "reason": "", "retired": None, "carried": False, "programs": ""},
         **{name: value for name, value in given.items() if value is not None},
         **stage,
@@ -104,7 +121,7 @@ def write(
         connection.execute(catalogue.insert_missing(tags), named)
     unsound = [id for id, origin in _origins(connection, digest) if origin is None]
     connection.execute(sa.delete(origins).where(origins.c.digest == digest, origins.c.id.in_(unsound)))
-    tell(catalogue, connection, digest, told)
+    tell(connection, digest, told)
     return seal(connection, digest)
 
 
@@ -122,17 +139,35 @@ def _geometry(row: Row) -> list[tuple[str, str]]:
     return [(name, canonical(value)) for name, value in json.loads(row["attributes"]).items()]
 
 
-def tell(catalogue: Catalogue, connection: Connection, digest: str, told: Iterable[Origin]) -> None:
+def tell(connection: Connection, digest: str, told: Iterable[Origin]) -> None:
     """Adds origins to those that a kernel has; the gain that was measured last is what it is found by.
+
+    What is told without a time is told now, after all that was told of the kernel before, whatever the clocks of those
+    who told it said.
 
     Raises:
         ArtifactError: What was written there of its origins is not what was told.
     """
+    known = {origin.id: origin for origin in origins_of(connection, digest)}
+    row = held(connection, digest)
     for origin in told:
-        values = {"id": origin.id, "digest": digest, "run": origin.run, "content": canonical(origin.as_dict())}
-        connection.execute(catalogue.insert_missing(origins).values(**values, time=origin.time or now()))
-    gains = [origin.gain for origin in origins_of(connection, digest) if origin.gain is not None]
-    update(connection, digest, gain_columns(gains[-1] if gains else None))
+        before = known.get(origin.id)
+        if before is not None and origin.gain is None and origin.time is None:
+            continue  # it says nothing new, and nothing is measured again
+        moment = origin.time or _after(row["gain_time"], *(one.time for one in known.values()))
+        if before is None or before.time is None or before.time < moment:
+            known[origin.id] = replace(origin, time=moment)
+            connection.execute(sa.delete(origins).where(origins.c.digest == digest, origins.c.id == origin.id))
+            connection.execute(sa.insert(origins).values(**origin_row(digest, known[origin.id])))
+    # The row has its own, so that the gain stays where its origin was changed by other means and had to go.
+    gains = [(one.time, name, one.gain) for name, one in known.items()] + [(row["gain_time"], "", _gain(row))]
+    moment, _, gain = max((one for one in gains if one[2] is not None), default=(None, "", None), key=itemgetter(0, 1))
+    update(connection, digest, gain_columns(gain, moment))
+
+
+def _after(*moments: datetime | None) -> datetime:
+    """The time, or the first moment after all of these where it is behind them."""
+    return max([now(), *(one + _TICK for one in moments if one is not None)])
 
 
 def _merged(before: Row, given: Row, damaged: str | None) -> dict[str, Any]:
@@ -212,7 +247,7 @@ def _origin(row: Mapping[Any, Any]) -> Origin | None:
     """What was told; None: it is not what is written there."""
     try:
         origin = Origin.from_dict({**json.loads(row["content"]), "time": row["time"]})
-        sound = row["time"] is not None and origin.id == row["id"] and origin.run == row["run"]
+        sound = origin.time is not None and origin_row(row["digest"], origin) == dict(row)
     except MALFORMED:
         return None
     return origin if sound else None
@@ -346,7 +381,6 @@ def entry(row: Row, tagged: Sequence[str]) -> Entry:
 
 
 def _entry(row: Row, tagged: Sequence[str]) -> Entry:
-    gain = None if row["gain_mean"] is None else Measured(row["gain_mean"], row["gain_stderr"], row["gain_n"])
     same = ("blend", "placement", "kind", "dtype", "parameters", "bytes", "flops", "lifecycle", "reason")
     return Entry(
         digest=f"sha256:{row['digest']}",
@@ -354,7 +388,7 @@ def _entry(row: Row, tagged: Sequence[str]) -> Entry:
         options=_items(row["options"]),
         attributes=_items(row["attributes"]),
         shapes=tuples(json.loads(row["shapes"])),
-        gain=gain,
+        gain=_gain(row),
         tags=tuple(tagged),
         **{name: row[name] for name in (*same, "created", "updated", "carried", "blob", "blob_bytes")},
     )

@@ -76,6 +76,7 @@ kernels = Table(
     Column("gain_mean", Float(53)),
     Column("gain_stderr", Float(53)),
     Column("gain_n", Integer),
+    Column("gain_time", UtcTime),  # when the library was told of it: a gain that it is told of later takes its place
     Column("rank", Float(53), nullable=False),  # the gain; what was not measured comes last in every database
     Column("lifecycle", String(16), nullable=False),
     Column("reason", Text, nullable=False),
@@ -113,6 +114,7 @@ origins = Table(
     Column("run", Text, nullable=False),
     Column("content", Text, nullable=False),
     Column("time", UtcTime, nullable=False),
+    Column("checksum", String(64), nullable=False),
 )
 
 identity = Table("esper_library", metadata, Column("id", String(32), primary_key=True))

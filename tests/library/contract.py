@@ -173,15 +173,40 @@ def test_a_kernel_is_validated_retired_and_back(library):
 
 
 def test_the_gain_that_was_measured_last_tells_the_kernels(library, tmp_path):
-    """However often, and in whatever order, it is heard of."""
-    first = Origin(run="a", gain=GAIN)
-    digest = library.add(artifact(1), told=[first])
+    """However often, and in whatever order, others hear of it."""
+    digest = library.add(artifact(1), told=[Origin(run="a", gain=GAIN)])
     library.validate(digest, Measured(0.1, 0.01, 9), run="b")
-    library.add(artifact(1), told=[first, *library.origins(digest)[:1]])
+    library.add(artifact(1), told=library.origins(digest)[:1])
     assert library.entry(digest).gain == Measured(0.1, 0.01, 9)
     with open_library(tmp_path / "copy") as other:
         other.add(artifact(1), told=tuple(reversed(library.origins(digest))))
         assert other.entry(digest).gain == Measured(0.1, 0.01, 9)
+        library.put(artifact(1), run="a", gain=GAIN)
+        for told in (library.origins(digest), other.origins(digest)):
+            other.add(artifact(1), told=told)
+            assert other.entry(digest).gain == GAIN
+
+
+def test_the_gain_of_the_last_call_tells_the_kernels_whatever_clocks_say(library, monkeypatch):
+    from esper.library import rows as of_rows
+
+    less = Measured(-0.3, 0.05, 8)
+    with monkeypatch.context() as patched:
+        patched.setattr(of_rows, "now", lambda: datetime.now(UTC) + timedelta(days=365))
+        digest = library.put(artifact(1), gain=GAIN, run="ahead")
+    library.put(artifact(1), gain=less, run="r")
+    assert library.entry(digest).gain == less
+    library.put(artifact(1), gain=GAIN, run="ahead")
+    assert library.entry(digest).gain == GAIN
+    assert [origin.run for origin in library.origins(digest)] == ["r", "ahead"]
+    library.put(artifact(1), run="s")
+    assert library.entry(digest).gain == library.validate(digest, GAIN, run="r").gain == GAIN
+
+
+@pytest.mark.parametrize("time", [datetime(2026, 1, 1), datetime.max.replace(tzinfo=UTC), "2026-01-01", 5], ids=str)
+def test_a_time_is_a_moment(time):
+    with pytest.raises(ArgumentError, match="a moment with a zone"):
+        Origin(run="r", time=time)
 
 
 def test_what_is_validated_has_gained(library):

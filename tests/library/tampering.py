@@ -1,6 +1,7 @@
 """What becomes of what somebody changes behind a library's back; part of the contract, as `contract.py` is."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -8,9 +9,10 @@ from library.contract import GAIN, NOW, forged
 from library.places import artifact, donor
 
 from esper.errors import ArtifactError
-from esper.library import Origin, queries
-from esper.library.entries import canonical, now
+from esper.library import Measured, Origin, queries
+from esper.library.entries import now
 from esper.library.publishing import with_programs
+from esper.library.rows import origin_row
 from esper.library.schema import attributes, kernels, origins, tags
 
 
@@ -197,12 +199,27 @@ def test_nothing_is_found_by_what_its_entry_does_not_say(library, change, by_cha
     assert [entry.digest for entry in library.find(attributes={"in_features": 3}, run="r")] == [digest]
 
 
+@pytest.mark.parametrize("run", ["first", "later"])
+@pytest.mark.parametrize("years", [-30, 30])
+def test_a_changed_time_is_detected_and_changes_no_gain(library, run, years):
+    digest = library.put(artifact(1), gain=GAIN, run="first")
+    last = library.validate(digest, Measured(0.5, 0.1, 4), run="later").gain
+    (time,) = (origin.time for origin in library.origins(digest) if origin.run == run)
+    with library._catalogue.writing() as connection:
+        changed = sa.update(origins).where(origins.c.run == run).values(time=time + years * timedelta(365))
+        connection.execute(changed)
+    ((found, why),) = library.verify().problems
+    assert found == digest and "where it came from in the catalogue was changed" in why
+    assert [entry.gain for entry in library.find()] == [last]
+    library.put(artifact(1), tags=["a"])
+    assert library.entry(digest).gain == last and library.verify().problems == ()
+    assert [origin.run for origin in library.origins(digest)] == [{"first": "later", "later": "first"}[run]]
+
+
 def test_a_kernel_that_is_given_another_run_or_attribute_is_reported(library):
     one, other = library.put(artifact(1)), library.put(artifact(2))
-    origin = Origin(run="r")
-    told = {"id": origin.id, "run": "r", "content": canonical(origin.as_dict()), "time": now()}
     with library._catalogue.writing() as connection:
-        connection.execute(sa.insert(origins).values(digest=one[7:], **told))
+        connection.execute(sa.insert(origins).values(**origin_row(one[7:], Origin(run="r", time=now()))))
         connection.execute(sa.insert(attributes).values(digest=other[7:], name="groups", value="2"))
     assert library.find(run="r") == library.find(attributes={"groups": 2}) == []
     assert {name for name, _ in library.verify().problems} == {one, other}

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("gain_mean", sa.Float(53)),
         sa.Column("gain_stderr", sa.Float(53)),
         sa.Column("gain_n", sa.Integer),
+        sa.Column("gain_time", _TIME),
         sa.Column("rank", sa.Float(53), nullable=False),
         sa.Column("lifecycle", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
@@ -62,6 +63,7 @@ def upgrade() -> None:
         sa.Column("run", sa.Text, nullable=False),
         sa.Column("content", sa.Text, nullable=False),
         sa.Column("time", _TIME, nullable=False),
+        sa.Column("checksum", sa.String(64), nullable=False),
     )
     deciding = ("kind", "blueprint", "dtype", "blend", "placement", "lifecycle", "rank", "parameters")
     for name in ("rank", "created", "updated", "parameters"):
