@@ -5,6 +5,7 @@
 | `library` | `Library`: put, get, find, compare, retire, verify, gc |
 | `opening` | `open_library`: from a path or a configuration |
 | `entries` | `Entry` and the other plain data; what comes from outside, checked |
+| `arguments` | numbers and texts that callers give, checked |
 | `content` | an artifact as one safetensors file, and back |
 | `blobs` | objects in a folder or a bucket |
 | `catalogue`, `schema`, `migrations` | the database: connection, tables, how it comes to have them |

@@ -13,12 +13,13 @@ from importlib.metadata import version as installed
 from typing import Any, Protocol
 
 from esper.errors import ArgumentError
+from esper.library.arguments import LARGEST, finite, number, whole
 
 LIFECYCLES = ("candidate", "validated", "retired")
 Items = tuple[tuple[str, Any], ...]
 
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
-_TAG = re.compile(r"[^\s\x00-\x1f\x7f]{1,100}")
+_TAG = re.compile(r"[^\s\x00-\x1f\x7f\ud800-\udfff]{1,100}")
 _LONGEST = 500
 _LEAST_PREFIX = 6
 
@@ -50,6 +51,9 @@ class Measured:
         mean: Mean over batches; positive is good.
         stderr: Its standard error; None for a single batch, which shows none.
         n: How many batches.
+
+    Raises:
+        ArgumentError: One of them is not finite, or no such number.
     """
 
     mean: float
@@ -57,12 +61,13 @@ class Measured:
     n: int
 
     def __post_init__(self) -> None:
-        spread = () if self.stderr is None else (self.stderr,)
-        if not all(map(math.isfinite, (self.mean, *spread))) or self.n < 1 or any(own < 0 for own in spread):
-            raise ArgumentError(
-                f"a gain is a finite mean, a standard error of at least 0 (or None) and n >= 1, not {self.mean}, "
-                f"{self.stderr}, {self.n}: leave it out where nothing could be measured"
-            )
+        held = {"mean": finite("the mean of a gain", self.mean), "n": whole("the n of a gain", self.n, 1)}
+        if self.stderr is not None:
+            held["stderr"] = finite("the stderr of a gain, if it has one,", self.stderr)
+            if held["stderr"] < 0:
+                raise ArgumentError(f"the stderr of a gain is finite and at least 0, or None, not {self.stderr}")
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f}" + ("" if self.stderr is None else f" ± {self.stderr:.4f}")
@@ -77,11 +82,14 @@ def measured(gain: HeldOutGain | Measured | None) -> Measured | None:
     """A gain as a library keeps it.
 
     Raises:
-        ArgumentError: It is not finite.
+        ArgumentError: It is none, or not finite.
     """
     if gain is None or isinstance(gain, Measured):
         return gain
-    return Measured(float(gain.mean), float(gain.stderr) if math.isfinite(gain.stderr) else None, int(gain.batches))
+    if not all(hasattr(gain, name) for name in ("mean", "stderr", "batches")):
+        raise ArgumentError(f"a gain is a Measured, or has mean, stderr and batches, unlike {gain!r:.80}")
+    stderr = number("the stderr of a gain", gain.stderr)
+    return Measured(gain.mean, stderr if math.isfinite(stderr) else None, gain.batches)
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,12 @@ class Origin:
             value = getattr(self, name)
             if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable():
                 raise ArgumentError(f"{name} is at most {_LONGEST} printable characters, not {value!r:.80}")
-        if self.key is not None and (isinstance(self.key, bool) or not isinstance(self.key, int)):
-            raise ArgumentError(f"key is the whole number that the run was drawn from, not {self.key!r:.80}")
+        if self.key is not None:
+            object.__setattr__(self, "key", whole("key", self.key, -LARGEST - 1, 2 * LARGEST + 1))
+        object.__setattr__(self, "gain", measured(self.gain))
         if self.time is not None:
             object.__setattr__(self, "time", _moment(self.time))
-        if self.parent:
+        if self.parent != "":
             object.__setattr__(self, "parent", f"sha256:{whole_digest(self.parent)}")
 
     @property
@@ -338,13 +347,13 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ArgumentError: One is empty, longer than 100 characters, or has spaces in it.
     """
-    if isinstance(tags, str):
-        raise ArgumentError(f"tags are a sequence of names, not the text {tags!r:.80}")
-    found = sorted(set(tags), key=str)
+    if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
+        raise ArgumentError(f"tags are a sequence of names, not {tags!r:.80}")
+    found = list(tags)
     for tag in found:
         if not isinstance(tag, str) or not _TAG.fullmatch(tag):
-            raise ArgumentError(f"a tag is 1 to 100 characters without spaces, not {tag!r:.120}")
-    return tuple(found)
+            raise ArgumentError(f"a tag is 1 to 100 whole characters without spaces, not {tag!a:.120}")
+    return tuple(sorted(set(found)))
 
 
 def checked_lifecycle(lifecycle: str) -> str:
@@ -364,9 +373,7 @@ def checked_flops(flops: int | None) -> int | None:
     Raises:
         ArgumentError: It is no whole number from 0 to 2**63 - 1.
     """
-    if flops is None or (isinstance(flops, int) and not isinstance(flops, bool) and 0 <= flops < 1 << 63):
-        return flops
-    raise ArgumentError(f"flops is a whole number of operations from 0 to 2**63 - 1, not {flops!r:.80}")
+    return None if flops is None else whole("flops", flops, 0)
 
 
 def _moment(time: object) -> datetime:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from esper.errors import ArgumentError, ArtifactError, LibraryError, UnknownLayerError
 from esper.jax_backend.artifact import KernelArtifact
 from esper.library import entries
+from esper.library.arguments import text
 from esper.library.content import pack, programs_of, unpack
 from esper.library.entries import (
     Collected,
@@ -127,7 +128,7 @@ class Library:
         tagged, stage = checked_tags(tags), checked_lifecycle(lifecycle)
         if stage == "validated" and not any(is_positive(origin.gain) for origin in told):
             raise ArgumentError("a validated kernel has a gain above 0 that was measured on held-out data: give `gain`")
-        content, data = rows.content_of(artifact), pack(artifact)
+        content, data = rows.checked_content(artifact), pack(artifact)
         blob = hashlib.sha256(data).hexdigest()
         carried = {"carried": artifact.carried is not None, "programs": programs_of(artifact)}
         given = {"blob": blob, "blob_bytes": len(data), **carried, "flops": checked_flops(flops), "lifecycle": stage}
@@ -199,14 +200,13 @@ class Library:
             LibraryError: The library cannot be written.
             ArgumentError: It is no digest, or the reason no text.
         """
-        if not isinstance(reason, str):
-            raise ArgumentError(f"a kernel is retired for a reason in words, not {reason!r:.80}")
         from esper.library import rows
 
+        said = text("the reason for which a kernel is retired", reason)
         name = self.digest(digest).removeprefix("sha256:")
         with self._catalogue.writing() as connection:
             sound = rows.is_sealed(connection, rows.held(connection, name, lock=True))
-            rows.update(connection, name, {"lifecycle": "retired", "reason": reason, "retired": entries.now()})
+            rows.update(connection, name, {"lifecycle": "retired", "reason": said, "retired": entries.now()})
             if sound:
                 rows.seal(connection, name)
         return self.entry(name) if sound else None
@@ -330,7 +330,7 @@ class Library:
             limit: How many at most.
 
         Raises:
-            ArgumentError: There is no such order or stage.
+            ArgumentError: There is no such order or stage, or something of it is no such number or text.
             LibraryError: The library cannot be read.
 
         What is in the catalogue and was not written by a library is left out; the log says so, and `verify` does.

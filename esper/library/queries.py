@@ -7,6 +7,7 @@ has what decides beside it, until there are enough. SQLite is told so by `Unserv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from esper.errors import ArgumentError
+from esper.library.arguments import number, plain, text, whole
 from esper.library.entries import canonical, checked_lifecycle, checked_tags
 from esper.library.labels import Label, bits
 from esper.library.schema import NAMED, attributes, kernels, origins, tags
@@ -55,7 +57,7 @@ class Wanted:
         limit: How many at most.
 
     Raises:
-        ArgumentError: No such order, stage or tag, or a limit out of its range.
+        ArgumentError: No such order, stage, tag or attribute, or what is no such text or number.
     """
 
     equal: Mapping[str, str | None]
@@ -72,14 +74,22 @@ class Wanted:
     limit: int = 100
 
     def __post_init__(self) -> None:
-        if self.order_by not in ORDERS:
+        if not isinstance(self.order_by, str) or self.order_by not in ORDERS:
             raise ArgumentError(f"entries are ordered by {', '.join(ORDERS)}, not by {self.order_by!r:.80}")
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= _MOST:
-            raise ArgumentError(f"limit is a whole number from 1 to {_MOST}, not {self.limit!r:.80}")
         if self.lifecycle is not None:
             checked_lifecycle(self.lifecycle)
         if self.tag is not None:
             checked_tags([self.tag])
+        for name, value in {**self.equal, "run": self.run}.items():
+            if value is not None:
+                text(name, value)
+        plainly = {"limit": whole("limit", self.limit, 1, _MOST), "geometry": _checked_geometry(self.geometry)}
+        if self.min_gain is not None:
+            plainly["min_gain"] = _checked_gain(self.min_gain)
+        if self.max_parameters is not None:
+            plainly["max_parameters"] = whole("max_parameters", self.max_parameters, 0)
+        for name, value in plainly.items():
+            object.__setattr__(self, name, value)
 
     @property
     def labels(self) -> dict[Label, sa.Select[Any]]:
@@ -102,6 +112,20 @@ class Wanted:
         """The columns that are to equal something."""
         named = {name: self.equal[name] for name in _EQUAL if self.equal.get(name) is not None}
         return named | ({} if self.lifecycle is None else {"lifecycle": self.lifecycle})
+
+
+def _checked_geometry(geometry: Mapping[str, Any] | None) -> dict[str, Any]:
+    if geometry is not None and not isinstance(geometry, Mapping):
+        raise ArgumentError(f"attributes are values by name, not {geometry!r:.80}")
+    named = (geometry or {}).items()
+    return {text("the name of an attribute", name): plain(f"the attribute {name}", value) for name, value in named}
+
+
+def _checked_gain(least: object) -> float:
+    found = number("min_gain", least)
+    if math.isnan(found):
+        raise ArgumentError("min_gain is a number, not NaN: leave it out to find kernels of every gain")
+    return found
 
 
 class Unserved(FunctionElement[Any]):
@@ -128,7 +152,7 @@ def lists(wanted: Wanted) -> list[sa.Select[Any]]:
     """For each thing that is asked for and has an index of its own: the digests of the kernels that are of it."""
     found = [_OWN.c[name] == value for name, value in wanted.columns.items() if name in NAMED]
     if wanted.min_gain is not None:
-        found.append(_OWN.c.rank >= float(wanted.min_gain))
+        found.append(_OWN.c.rank >= wanted.min_gain)
     if wanted.max_parameters is not None:
         found.append(_OWN.c.parameters <= wanted.max_parameters)
     return [*wanted.labels.values(), *(sa.select(_OWN.c.digest).where(condition) for condition in found)]
@@ -160,7 +184,7 @@ def finding(wanted: Wanted, few: sa.Select[Any] | None) -> sa.Select[Any]:
         known = own("blueprint").in_(wanted.recipes)
         conditions.append(sa.or_(known, own("carried")) if wanted.carried else known)
     if wanted.min_gain is not None:
-        conditions.append(own("rank") >= float(wanted.min_gain))
+        conditions.append(own("rank") >= wanted.min_gain)
     if wanted.max_parameters is not None:
         conditions.append(own("parameters") <= wanted.max_parameters)
     if wanted.labels:

@@ -14,8 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from esper.errors import ArtifactError
+from esper.errors import ArgumentError, ArtifactError
 from esper.jax_backend.artifact import KernelArtifact
+from esper.library.arguments import text
 from esper.library.catalogue import Catalogue
 from esper.library.content import parameters_of, programs_of, shapes_of
 from esper.library.entries import Entry, Measured, Origin, canonical, now, tuples
@@ -45,6 +46,21 @@ def content_of(artifact: KernelArtifact) -> dict[str, Any]:
         "parameters": parameters_of(artifact),
         "bytes": artifact.nbytes,
     }
+
+
+def checked_content(artifact: KernelArtifact) -> dict[str, Any]:
+    """As `content_of`, of what was checked to be a kernel that a catalogue can name.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if not isinstance(artifact, KernelArtifact):
+        raise ArgumentError(f"a KernelArtifact is put into a library, not {artifact!r:.80}")
+    for name in ("blueprint", "blend", "placement", "kind", "dtype"):
+        text(f"the {name} of a kernel", getattr(artifact, name))
+    for name, _ in artifact.attributes:
+        text("the name of an attribute", name)
+    return content_of(artifact)
 
 
 def fits(kind: str, geometry: Mapping[str, Any], dtype: str) -> str:

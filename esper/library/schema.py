@@ -13,7 +13,6 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     Index,
-    Integer,
     MetaData,
     String,
     Table,
@@ -75,7 +74,7 @@ kernels = Table(
     Column("flops", BigInteger),
     Column("gain_mean", Float(53)),
     Column("gain_stderr", Float(53)),
-    Column("gain_n", Integer),
+    Column("gain_n", BigInteger),
     Column("gain_time", UtcTime),  # when the library was told of it: a gain that it is told of later takes its place
     Column("rank", Float(53), nullable=False),  # the gain; what was not measured comes last in every database
     Column("lifecycle", String(16), nullable=False),

@@ -3,7 +3,6 @@
 import pytest
 from library.places import artifact
 
-from esper.errors import ArgumentError
 from esper.library import Measured, finding, queries
 
 NEVER_FEW = -1
@@ -59,9 +58,3 @@ def test_find(library, wanted, scales, monkeypatch):
     for way in ways(monkeypatch):
         found = [float(library.get(entry.digest).params["scale"]) for entry in library.find(**wanted)]
         assert found == scales, way
-
-
-@pytest.mark.parametrize("wanted", [{"order_by": "beauty"}, {"limit": 0}, {"limit": True}, {"lifecycle": "x"}], ids=str)
-def test_find_refuses_what_makes_no_sense(library, wanted):
-    with pytest.raises(ArgumentError):
-        library.find(**wanted)

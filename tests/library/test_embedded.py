@@ -17,6 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from library.contract import *  # noqa: F403
 from library.finding import *  # noqa: F403
+from library.given import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact
 from library.tampering import *  # noqa: F403

@@ -7,6 +7,7 @@ import pytest
 from library.contract import *  # noqa: F403
 from library.finding import *  # noqa: F403
 from library.fixtures import *  # noqa: F403
+from library.given import *  # noqa: F403
 from library.killed import *  # noqa: F403
 from library.places import artifact
 from library.tampering import *  # noqa: F403

@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("flops", sa.BigInteger),
         sa.Column("gain_mean", sa.Float(53)),
         sa.Column("gain_stderr", sa.Float(53)),
-        sa.Column("gain_n", sa.Integer),
+        sa.Column("gain_n", sa.BigInteger),
         sa.Column("gain_time", _TIME),
         sa.Column("rank", sa.Float(53), nullable=False),
         sa.Column("lifecycle", sa.String(16), nullable=False),
