@@ -186,14 +186,17 @@ def _there(folder: str) -> str:
     """A library that is to be read from; one that is not there is not made.
 
     Raises:
-        LibraryError: It is not there.
+        LibraryError: It is not there, or nobody lets this user look.
     """
     from esper.errors import LibraryError
     from esper.library.opening import CATALOGUE
 
-    if not (Path(folder) / CATALOGUE).is_file():
-        raise LibraryError(f"{folder} holds no library; give the folder of one")
-    return folder
+    try:
+        if (Path(folder) / CATALOGUE).is_file():
+            return folder
+    except OSError as error:
+        raise LibraryError(f"{folder} cannot be looked into: {error.strerror}; let this user read it") from None
+    raise LibraryError(f"{folder} holds no library; give the folder of one")
 
 
 def _table(found: list[Entry], place: str) -> Any:

@@ -224,8 +224,13 @@ class Catalogue:
         except (SQLAlchemyError, sqlite3.Error) as error:
             said = self._redacted(str(getattr(error, "orig", None) or error))
         # Without the driver's error, which holds the arguments of the connection.
-        move = _LEFT_BEHIND if self.read_only and "unable to open" in said else _next_move(said)
+        move = self._unopened() if self.read_only and "unable to open" in said else _next_move(said)
         raise LibraryError(f"the library's catalogue ({self.place}): {said}; {move}") from None
+
+    def _unopened(self) -> str:
+        """What to do where a file cannot be opened beside which nothing may be written."""
+        file = Path(self.place)
+        return _LEFT_BEHIND if _may(file, os.R_OK) and _has_log(file) else _UNREADABLE
 
     def _redacted(self, text: str) -> str:
         for secret in self._secrets:
@@ -241,6 +246,7 @@ _LEFT_BEHIND = (
     "it is read-only, and who wrote last was killed or writes still, so that there is a write-ahead log (-wal) to be "
     "read first: open it once where it may be written"
 )
+_UNREADABLE = "this user may not read the file: let this user read it and its folder, or take another library"
 _MOVES = {
     "locked": f"another process has been writing for more than {_PATIENCE} s; try again when it is done",
     "no answer in": "see whether the server hangs, or who has been writing for so long; then do the same again",
@@ -310,8 +316,13 @@ def _retrying(action: Callable[[], None]) -> None:
 
 def _is_read_only(file: Path) -> bool:
     """Whether a file is there, and this user may not write it and what SQLite puts beside it."""
+    return os.path.isfile(file) and not all(_may(path, os.W_OK) for path in (file, file.parent))
+
+
+def _may(path: Path, mode: int) -> bool:
+    """Whether this user may do so with a file or folder."""
     effective = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
-    return file.is_file() and not all(os.access(path, os.W_OK, **effective) for path in (file, file.parent))
+    return os.access(path, mode, **effective)
 
 
 def _reader(file: Path) -> Engine:
@@ -333,7 +344,7 @@ def _has_log(file: Path) -> bool:
     """Whether a write-ahead log is there that says something, or that somebody writes."""
     try:
         return file.with_name(f"{file.name}-wal").stat().st_size > 0 or file.with_name(f"{file.name}-shm").exists()
-    except FileNotFoundError:
+    except OSError:  # there is none, or nothing that this user can see
         return False
 
 

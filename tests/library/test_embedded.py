@@ -385,6 +385,23 @@ def test_what_a_killed_writer_left_is_not_passed_over_where_it_cannot_be_read():
             open_library(folder)
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_a_catalogue_that_may_not_be_read_is_said(log, capsys):
+    with nothing_may_be_written() as (folder, _, close):
+        if log:
+            (folder / "catalogue.sqlite-wal").write_bytes(b"left behind")
+        close()
+        (folder / "catalogue.sqlite").chmod(0o600)
+        with as_nobody(), pytest.raises(LibraryError, match="this user may not read the file: let this user read it"):
+            open_library(folder)
+        folder.chmod(0o700)
+        with as_nobody():
+            with pytest.raises(LibraryError, match="let this user write there"):
+                open_library(folder)
+            assert main(["library", "list", "--library", str(folder)]) == 2
+        assert "cannot be looked into: Permission denied; let this user read it" in capsys.readouterr().err
+
+
 def test_an_older_catalogue_where_nothing_may_be_written_is_said(monkeypatch):
     with nothing_may_be_written() as (folder, _, close):
         close()
