@@ -181,8 +181,8 @@ class Library:
             rows.check_seal(row, rows.tags_of(connection, [name]).get(name, ()))
             rows.update(connection, name, {"lifecycle": "validated", "reason": "", "retired": None})
             rows.tell(connection, name, [told])
-            rows.seal(connection, name)
-        return self.entry(name)
+            row, tagged = rows.seal(connection, name), rows.tags_of(connection, [name]).get(name, ())
+        return rows.entry(row, tagged)
 
     def retire(self, digest: str, reason: str) -> Entry | None:
         """Takes a kernel out of what is found; `gc` removes it after its grace period, until then it can be got.
@@ -207,9 +207,9 @@ class Library:
         with self._catalogue.writing() as connection:
             sound = rows.is_sealed(connection, rows.held(connection, name, lock=True))
             rows.update(connection, name, {"lifecycle": "retired", "reason": said, "retired": entries.now()})
-            if sound:
-                rows.seal(connection, name)
-        return self.entry(name) if sound else None
+            row = rows.seal(connection, name) if sound else None
+            tagged = rows.tags_of(connection, [name]).get(name, ())
+        return rows.entry(row, tagged) if row else None
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -431,11 +431,12 @@ class Library:
         writes into the catalogue, before it goes.
 
         Args:
-            grace: How long what could go is left alone.
+            grace: How long what could go is left alone; a file that is being written into for an hour at least.
             dry_run: Whether to say only what would go.
 
         Raises:
             LibraryError: The library cannot be read or written.
+            ArgumentError: The grace period is negative, or none.
         """
         from esper.library.upkeep import collected
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,6 +18,9 @@ from esper.library.schema import kernels
 
 if TYPE_CHECKING:
     from esper.library.library import Library
+
+WRITING = timedelta(hours=1)
+"""How long a file that is being written into is left alone, whatever the grace period is."""
 
 _PAGE = 200
 
@@ -39,17 +42,36 @@ def verified(library: Library, catalogue: Catalogue, blobs: Blobs) -> Verified:
 
 
 def collected(catalogue: Catalogue, blobs: Blobs, grace: timedelta, *, dry_run: bool) -> Collected:
-    """Removes retired kernels and objects that nobody names, older than the grace period."""
-    if grace < timedelta(0):
-        raise ArgumentError(f"the grace period is not negative: {grace}")
-    before = now() - grace
+    """Removes retired kernels and objects that nobody names, older than the grace period.
+
+    What a write left unfinished is an hour old at least: a younger one may be going on.
+    """
+    before, unfinished = _ago(grace), _ago(max(grace, WRITING))
     retired = _retired(catalogue, before)
     going = {row["blob"] for row in retired}
-    candidates = [one for one in _unnamed(catalogue, blobs, going) if one.modified <= before]
+    old = [(one, before if one.digest else unfinished) for one in _unnamed(catalogue, blobs, going)]
+    candidates = [(one, limit) for one, limit in old if one.modified <= limit]
     if dry_run:
-        return _said(retired, candidates, dry_run=True)
+        return _said(retired, [one for one, _ in candidates], dry_run=True)
     gone = [row for row in retired if _forgotten(catalogue, row, before)]
-    return _said(gone, [one for one in candidates if _removed(catalogue, blobs, one, before)], dry_run=False)
+    removed = [one for one, limit in candidates if _removed(catalogue, blobs, one, limit)]
+    return _said(gone, removed, dry_run=False)
+
+
+def _ago(grace: timedelta) -> datetime:
+    """When a grace period began that ends now.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if not isinstance(grace, timedelta):
+        raise ArgumentError(f"the grace period is a timedelta, not {grace!r:.80}")
+    if grace < timedelta(0):
+        raise ArgumentError(f"the grace period is not negative: {grace}")
+    try:
+        return now() - grace
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _said(retired: list[Mapping[str, Any]], objects: list[Object], *, dry_run: bool) -> Collected:

@@ -154,6 +154,34 @@ def test_a_few_kernels_are_looked_up(library):
             assert first == "SEARCH esper_kernels USING INDEX sqlite_autoindex_esper_kernels_1 (digest=?)", wanted
 
 
+def test_garbage_is_collected_beside_whoever_writes(library, opened, monkeypatch):
+    """`gc` comes between a put's temporary file and its rename; and between what `retire` writes and what it says."""
+    from esper.library.catalogue import Catalogue
+
+    other, replaced, writing = opened(), os.replace, Catalogue.writing
+
+    def collecting(source, target):
+        other.gc(grace=NOW, dry_run=False)  # noqa: F405
+        replaced(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", collecting)
+        digest = library.put(artifact(1), gain=Measured(0.2, 0.01, 4), tags=["a"])
+    assert library.get(digest) == artifact(1)
+
+    @contextmanager
+    def collected(self, **more):
+        with writing(self, **more) as connection:
+            yield connection
+        if self is library._catalogue:
+            other.gc(grace=NOW, dry_run=False)  # noqa: F405
+
+    monkeypatch.setattr(Catalogue, "writing", collected)
+    retired = library.retire(digest, "worse")
+    assert (retired.digest, retired.lifecycle, retired.reason, retired.tags) == (digest, "retired", "worse", ("a",))
+    assert library.find(lifecycle="retired") == []
+
+
 # ---- what goes wrong with files -----------------------------------------------------------------------------------
 
 
