@@ -206,6 +206,22 @@ def test_what_goes_wrong_is_one_message_and_2(place, filled, command, message, c
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        *((["gc", "--grace", hours], "from 0 to 876600") for hours in ("nan", "inf", "1e300", "99999999", "-1")),
+        (["gc", "--grace", "soon"], "soon"),
+        *((["list", option, "\udcff"], "is not UTF-8") for option in ("--tag", "--kind", "--run", "--lifecycle")),
+        (["retire", "abcdef12", "--reason", "\udcff"], "is not UTF-8"),
+    ],
+    ids=ascii,
+)
+def test_an_argument_that_makes_no_sense_is_said_with_the_usage(place, filled, command, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["library", *command, "--library", place])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
 # ---- hostile files --------------------------------------------------------------------------------------------------
 
 
