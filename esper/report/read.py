@@ -321,7 +321,8 @@ def gone_on(events: tuple[H, ...]) -> tuple[H, ...]:
             kept, again = _before_the_start(kept), set()
         elif event.event == "resume":
             kept = _until_the_checkpoint(kept, event)
-            again = {happening(known) for known in kept if known.step == event.step}
+            since = max((at for at, known in enumerate(kept) if known.event in GOING_BACK), default=-1) + 1
+            again = {happening(known) for known in kept[since:] if known.step == event.step}
         elif happening(event) in again:
             continue
         else:  # a run that goes back comes to the step once more

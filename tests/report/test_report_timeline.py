@@ -217,6 +217,22 @@ def test_a_rollback_that_the_checkpoint_holds_stays_though_its_step_comes_later(
     assert state == "FOSSILIZED" and (100, "rollback") in kept
 
 
+def test_what_was_undone_and_happens_again_after_a_resume_is_told_again():
+    active = record(50, "active", "alpha has risen to 1.00", "0", 0)
+    told = [START, *life(at=20)[1:3], evaluation(50, 1.8), active, record(60, "rollback", "diverged", back_to=40)]
+    told += [life(at=20)[2], evaluation(50, 1.8), record(50, "resume", rollbacks=1, undecided=True)]
+    found = gone_on(events(*told, active, evaluation(60, 1.7), record(100, "end")))
+    assert [event.event for event in found if event.step == 50] == [
+        "evaluate",
+        "active",
+        "evaluate",
+        "resume",
+        "active",
+    ]
+    (seed,) = timeline.lives(found)
+    assert seed.spans[-1] == Span(50, 100, "ACTIVE")
+
+
 def test_a_step_that_is_reached_again_after_a_resume_and_a_rollback_is_told_again():
     told = [*WATCHED, record(90, "resume"), BACK, evaluation(90, 1.5), record(100, "end")]
     assert [step for step, _ in timeline.curve(gone_on(events(*told)), "validation_loss").points] == [80, 90]
