@@ -351,7 +351,8 @@ def _until_the_checkpoint(events: list[H], resume: H) -> list[H]:
     while len(kept) > held and kept[-1].step > resume.step:
         kept.pop()
     if resume.figures.get("undecided") == 1:  # what was decided there is decided again
-        ends = [at for at, known in enumerate(kept) if known.event == "evaluate" and known.step == resume.step]
+        after = range(held, len(kept))
+        ends = [at for at in after if kept[at].event == "evaluate" and kept[at].step == resume.step]
         last = ends[-1] if ends else len(kept)
         kept = kept[: last + 1] + [event for event in kept[last + 1 :] if event.event == "library"]
     return kept + notes

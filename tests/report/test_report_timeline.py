@@ -233,6 +233,17 @@ def test_what_was_undone_and_happens_again_after_a_resume_is_told_again():
     assert seed.spans[-1] == Span(50, 100, "ACTIVE")
 
 
+def test_a_rollback_that_the_checkpoint_holds_stays_though_its_evaluation_was_not_told():
+    told = [*WATCHED, evaluation(100, 9.0), BACK, record(90, "resume", rollbacks=1, undecided=True)]
+    found = gone_on(events(*told, evaluation(100, 1.0), record(100, "end")))
+    assert [(e.step, e.event) for e in found][-4:] == [
+        (100, "rollback"),
+        (90, "resume"),
+        (100, "evaluate"),
+        (100, "end"),
+    ]
+
+
 def test_a_step_that_is_reached_again_after_a_resume_and_a_rollback_is_told_again():
     told = [*WATCHED, record(90, "resume"), BACK, evaluation(90, 1.5), record(100, "end")]
     assert [step for step, _ in timeline.curve(gone_on(events(*told)), "validation_loss").points] == [80, 90]
