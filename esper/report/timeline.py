@@ -246,12 +246,12 @@ _RISES: dict[str, Callable[[float], float]] = {
 
 
 def measured_alphas(events: Iterable[Event]) -> dict[str, dict[int, float]]:
-    """What evaluations say of the alpha of grafting seeds, by the seed's label."""
+    """What evaluations say of the alpha of grafting seeds, as far as it is finite, by the seed's label."""
     found: dict[str, dict[int, float]] = {}
     for event in events:
         if event.event == "evaluate":
             for name in event.figures:
-                if name.startswith("alpha "):
+                if name.startswith("alpha ") and math.isfinite(event.number(name)):
                     own = found.setdefault(name.removeprefix("alpha "), {})
                     own[event.step] = event.number(name)
     return found
@@ -306,7 +306,7 @@ def _is_between(before: Point, middle: Point, after: Point) -> bool:
 def _ramp(
     start: int, stop: int, origin: float, target: float, ramp: Callable[[float], float] | None, seen: dict[int, float]
 ) -> list[Point]:
-    inside = [(step, value) for step, value in sorted(seen.items()) if start < step <= stop and math.isfinite(value)]
+    inside = [(step, value) for step, value in sorted(seen.items()) if start < step <= stop]
     if ramp is None:
         return [(start, origin), *inside] if inside else [(start, origin), (stop, target)]
     drawn = [start + (stop - start) * part / 16 for part in range(17)] if stop > start else [start]

@@ -62,6 +62,16 @@ def test_alpha_that_was_measured_is_believed_where_the_schedule_is_not_known():
     assert (44, 0.3) in drawn and (48, 0.9) in drawn and drawn[-1] == (100, 1.0)
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_alpha_that_was_measured_and_is_not_finite_is_no_alpha(odd):
+    born, grafting, *rest = life(at=20)[1:]
+    seen = [evaluation(step, 1.0, **{"alpha 0[0]": odd}) for step in (45, 50)]
+    assert (
+        only(START, born, grafting, *seen, *rest, record(100, "end")).alpha
+        == only(START, *life(at=20)[1:], record(100, "end")).alpha
+    )
+
+
 def test_a_kernel_may_stay_part_of_the_way():
     _, born, grafting, *rest = life(at=20)
     part = evaluation(50, 1.0, **{"alpha 0[0]": 0.75})
