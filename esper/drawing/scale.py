@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+_LEAST, _MOST = 1e-280, 1e300  # a scale's air, ratios and ticks stay within what a float holds
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ def steps_scale(steps: float, start: float, end: float) -> Scale:
 def value_scale(values: Iterable[float], start: float, end: float, *, share: bool = False) -> Scale:
     """A scale that all finite values fit on with a little air.
 
+    Values nearer to 0 than 1e-280 are taken for 0, and those beyond 1e300 lie at the end.
+
     Args:
         values: What is to fit.
         start: Where the least lies.
         end: Where the largest lies.
         share: Whether they are shares of 1, which are never logarithmic and end at 1.
     """
-    finite = sorted(value for value in values if math.isfinite(value))
+    finite = sorted(_drawable(value) for value in values if math.isfinite(value))
     if not finite:
         return Scale(0.0, 1.0, start, end)
     low, high = finite[0], finite[-1]
@@ -61,11 +64,15 @@ def value_scale(values: Iterable[float], start: float, end: float, *, share: boo
     usual = finite[min(len(finite) - 1, math.ceil(0.98 * len(finite)) - 1)] if len(finite) > 50 else high
     high = high if high <= 20 * max(abs(usual), 1e-12) else usual
     if not share and low > 0 and high / low >= 4:
-        air = (high / low) ** 0.04
-        return Scale(low / air, high * air, start, end, log=True)
+        air = high**0.04 / low**0.04
+        return Scale(low / air, min(high * air, _MOST), start, end, log=True)
     air = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     low, high = low - air, high + air
     return Scale(max(0.0, low), min(1.0, high), start, end) if share else Scale(low, high, start, end)
+
+
+def _drawable(value: float) -> float:
+    return 0.0 if abs(value) < _LEAST else min(max(value, -_MOST), _MOST)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

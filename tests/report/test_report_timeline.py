@@ -10,6 +10,7 @@ import pytest
 from report.run_folders import evaluation, history, life, record
 
 from esper.drawing.lanes import Span
+from esper.drawing.scale import value_scale
 from esper.growth.schedule import SCHEDULES
 from esper.lifecycle import SeedLifecycleState
 from esper.report import timeline
@@ -286,6 +287,26 @@ def test_the_curves_and_scores_of_a_run():
     assert len(timeline.curve(found, "train_loss").points) == 10
     assert set(timeline.scores(found)) == {"untrained", "before growth", "end"}
     assert timeline.curve(found, "nothing").points == ()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (5e-324, 1.0),
+        (5e-324, 1e-323),
+        (8e-323, 1e-322),
+        (5e-324, 1.7e308),
+        (1e-280, 1e300),
+        (-1.7e308, 1.7e308),
+        (1e-300, 2e-280),
+        (1e300, 1e300),
+    ],
+)
+def test_a_scale_holds_whatever_a_float_does(values):
+    scale = value_scale(values, 100.0, 0.0)
+    assert all(-1e-6 < scale(value) < 100 + 1e-6 for value in values)
+    ticks = scale.ticks(6)
+    assert ticks and all(scale.low <= tick <= scale.high for tick in ticks)
 
 
 def test_the_report_knows_every_state():
