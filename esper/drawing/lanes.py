@@ -15,11 +15,12 @@ from esper.drawing.thin import Point
 _CHARACTER = 7.3
 _MANY, _TOLD = 24, 6
 _SPAN, _ALPHA, _GAP = 20.0, 22.0, 14.0
+_LAST = 2.5  # width of a state that a seed came to at the last step
 
 
 @dataclass(frozen=True)
 class Span:
-    """A state from one step to another."""
+    """A state from one step to another, which is the same for one that a seed came to at the last step."""
 
     start: float
     end: float
@@ -68,10 +69,16 @@ def lanes(seeds: Sequence[Lane], steps: int, width: float, *, name: str) -> Mark
 def told(seed: Lane) -> str:
     """A seed's life in a sentence."""
     shown = seed.spans[-_TOLD:]
-    lived = "; ".join(f"{look(s.state).label} from step {whole(s.start)} to {whole(s.end)}" for s in shown)
+    lived = "; ".join(f"{look(s.state).label} {_when(s)}" for s in shown)
     if len(shown) < len(seed.spans):
         lived = f"{len(seed.spans) - len(shown)} states, then {lived}"
     return f"{seed.label}: {lived or 'dormant throughout'}."
+
+
+def _when(span: Span) -> str:
+    if span.end == span.start:
+        return f"at step {whole(span.end)}"
+    return f"from step {whole(span.start)} to {whole(span.end)}"
 
 
 def _height(seed: Lane, narrow: bool) -> float:
@@ -95,15 +102,19 @@ def _bands(spans: Sequence[Span], x: Scale, top: float) -> list[Markup]:
     """Many states: a shape for all spans of a state, without names."""
     shapes: dict[str, list[str]] = {}
     for span in spans:
-        left, wide = x(span.start), max(0.8, x(span.end) - x(span.start))
+        left, wide = x(span.start), _wide(span, x)
         shapes.setdefault(span.state, []).append(f"M{left:.1f},{top:.0f}h{wide:.1f}v{_SPAN:.0f}h-{wide:.1f}z")
     return [tag("path", d="".join(shape), class_=f"es-band {css_class(state)}") for state, shape in shapes.items()]
 
 
+def _wide(span: Span, x: Scale) -> float:
+    return max(_LAST if span.end == span.start else 0.8, x(span.end) - x(span.start))
+
+
 def _span(span: Span, x: Scale, top: float) -> Markup:
     left, right, shown = x(span.start), x(span.end), look(span.state)
-    title = tag("title", f"{shown.label}: steps {whole(span.start)} to {whole(span.end)}; {shown.about}")
-    box = area(span.state, left, top, right - left, _SPAN, title)
+    title = tag("title", f"{shown.label} {_when(span)}; {shown.about}")
+    box = area(span.state, left, top, _wide(span, x), _SPAN, title)
     if right - left < 12 + 6.6 * len(shown.label):
         return box
     middle = (left + right) / 2

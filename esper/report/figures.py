@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esper.drawing.lanes import Span
 from esper.drawing.network import kernel_name, rows
 from esper.drawing.scale import value_scale
 from esper.drawing.states import STATES, look
@@ -29,6 +30,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "es-point-control": {"color": "#a3510a", "marker": "D", "linestyle": "none", "markersize": 4, "clip_on": False},
 }
 _HATCHES = {"none": "", "lines": "////", "rising": "||||", "dots": "....", "cross": "xxxx"}
+_LEAST = 0.04  # inches of a lane that a state takes at least
 _EMBEDDED = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "hatch.linewidth": 0.5, "font.size": 8}
 
 
@@ -94,17 +96,18 @@ def lanes(run: RunData | str | Path, *, width: float = 6.4, each: float = 0.42) 
         raise ArgumentError(f"nothing happened to any seed of run {held.name!r}: there is no lane to draw")
     with _style():
         figure, (ax,) = _figure(width, 1.0 + each * len(found), 1)
+        steps = max(1, planned_steps(held.events))
         for row, life in enumerate(found):
             for span in life.spans:
                 shown = look(span.state)
                 bar = {"facecolor": shown.colour, "edgecolor": shown.edge, "hatch": _HATCHES[shown.pattern]}
-                ax.broken_barh([(span.start, span.end - span.start)], (row - 0.4, 0.36), linewidth=0.6, **bar)
+                ax.broken_barh([_stretch(span, steps, width)], (row - 0.4, 0.36), linewidth=0.6, **bar)
             if life.alpha:
-                steps, alpha = zip(*life.alpha, strict=True)
-                ax.plot(steps, [row + 0.4 - 0.4 * value for value in alpha], color="#1c2430", linewidth=1)
+                at, alpha = zip(*life.alpha, strict=True)
+                ax.plot(at, [row + 0.4 - 0.4 * value for value in alpha], color="#1c2430", linewidth=1)
         ax.set_yticks(range(len(found)), [label(life.place) for life in found])
         ax.set_ylim(len(found) - 0.5, -0.5)
-        ax.set_xlim(0, max(1, planned_steps(held.events)))
+        ax.set_xlim(0, steps)
         ax.set_xlabel("training steps")
         _state_legend(figure, {span.state for life in found for span in life.spans})
     return figure
@@ -168,6 +171,13 @@ def _figure(width: float, height: float, count: int) -> tuple[Figure, list[Any]]
         ax.grid(axis="both", color="#dde1e7", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def _stretch(span: Span, steps: int, width: float) -> tuple[float, float]:
+    """Where a state begins and how long it is drawn; what a seed came to at the last step is seen too."""
+    least = steps * _LEAST / width
+    left = min(span.start, steps - least)
+    return left, max(least, span.end - left)
 
 
 def _state_legend(figure: Figure, met: set[str]) -> None:

@@ -210,8 +210,8 @@ def _life(
     changes = [new for before, new in pairwise([(0, ""), *stated]) if new[1] != before[1]]
     spans = [
         Span(start, stop, state)
-        for (start, state), (stop, _) in pairwise([*changes, (end, "")])
-        if stop > start and state != "DORMANT"
+        for (start, state), (stop, following) in pairwise([*changes, (end, "")])
+        if state != "DORMANT" and (stop > start or (stop == start and not following))  # it may end with a change
     ]
     held = [str(event.figures.get("blueprint")) for event in events if event.event in ARRIVALS]
     return Life(place, tuple(spans), tuple(_alpha(moves, end, ramp, seen)), tuple(name for name in held if name))

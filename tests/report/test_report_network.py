@@ -212,6 +212,20 @@ def test_figures_are_drawn_for_papers(tmp_path):
             make(bare)
 
 
+def test_a_figure_shows_what_a_seed_came_to_at_the_last_step(tmp_path):
+    pytest.importorskip("matplotlib")
+    from report.run_folders import folder, history
+
+    from esper.report import figures
+
+    growth = [event for event in history() if event["run"] == "growth"]
+    moved = [event | {"step": 100} if event["event"] == "fossilized" else event for event in growth]
+    figure = figures.lanes(folder(tmp_path / "a", moved))
+    last = figure.axes[0].collections[-1].get_paths()[0].get_extents()
+    assert last.x1 == 100 and 0.3 < last.width < 1
+    assert "fossilized" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_the_report_imports_neither_torch_nor_jax():
     code = (
         "import sys, esper.report, esper.report.figures, esper.cli\n"

@@ -1,6 +1,7 @@
 """What happened, worked out from events: rollbacks, lives of seeds, alpha."""
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from report.run_folders import evaluation, history, life, record
 
-from esper.drawing.lanes import Span
+from esper.drawing.lanes import Lane, Span, lanes, told
 from esper.drawing.scale import value_scale
 from esper.growth.schedule import SCHEDULES
 from esper.lifecycle import SeedLifecycleState
@@ -107,6 +108,19 @@ def test_a_seed_that_holds_nothing_has_no_span():
     assert found.spans[-1] == Span(30, 50, "CULLED")
     declined = only(START, record(10, "prepare"), record(20, "declined", "none", "0", 0), record(90, "end"))
     assert declined.spans == (Span(10, 20, "LOADING"),)
+
+
+def test_a_change_at_the_last_step_is_a_span_that_can_be_seen():
+    *grown, kept = life(at=20)
+    found = only(START, *grown, kept | {"step": 100}, record(100, "end"))
+    assert found.spans[-2:] == (Span(50, 100, "ACTIVE"), Span(100, 100, "FOSSILIZED"))
+    assert sum(span.start == span.end for span in only(START, *grown, kept, record(100, "end")).spans) == 0
+    few = Lane("0[0]", found.spans)
+    assert told(few).endswith("active from step 50 to 100; fossilized at step 100.")
+    for lane in (few, Lane("0[0]", (Span(0, 10, "ACTIVE"),) * 30 + found.spans)):
+        drawn = lanes([lane], 100, 350, name="a")
+        (wide,) = re.findall(r'width="([\d.]+)"[^>]*es-fossilized|h([\d.]+)v20h-[\d.]+z" class="es-band es-foss', drawn)
+        assert float("".join(wide)) >= 2
 
 
 def test_a_rollback_takes_back_what_came_after_and_culls_whom_it_blames():
