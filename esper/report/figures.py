@@ -31,6 +31,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
 }
 _HATCHES = {"none": "", "lines": "////", "rising": "||||", "dots": "....", "cross": "xxxx"}
 _LEAST = 0.04  # inches of a lane that a state takes at least
+_PLAIN = {"parse_math": False}  # names are a run's own, and may hold dollars
 _EMBEDDED = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "hatch.linewidth": 0.5, "font.size": 8}
 
 
@@ -71,7 +72,7 @@ def curves(run: RunData | str | Path, *, width: float = 6.4, height: float = 2.3
                     ha="center",
                     fontsize=6,
                 )
-            ax.set_ylabel(panel.title)
+            ax.set_ylabel(panel.title, **_PLAIN)
             ax.legend(frameon=False, fontsize=7, loc="best")
         axes[-1].set_xlabel("training steps")
         axes[-1].set_xlim(0, max(1, planned_steps(held.events)))
@@ -105,7 +106,7 @@ def lanes(run: RunData | str | Path, *, width: float = 6.4, each: float = 0.42) 
             if life.alpha:
                 at, alpha = zip(*life.alpha, strict=True)
                 ax.plot(at, [row + 0.4 - 0.4 * value for value in alpha], color="#1c2430", linewidth=1)
-        ax.set_yticks(range(len(found)), [label(life.place) for life in found])
+        ax.set_yticks(range(len(found)), [label(life.place) for life in found], **_PLAIN)
         ax.set_ylim(len(found) - 0.5, -0.5)
         ax.set_xlim(0, steps)
         ax.set_xlabel("training steps")
@@ -140,10 +141,9 @@ def network(run: RunData | str | Path, *, width: float = 6.4, each: float = 0.3)
                 ax.barh(at, size, left=end, height=0.62, linewidth=0.6, **bar)
                 end += size
             if row.kernels:
-                ax.annotate(
-                    ", ".join(map(kernel_name, row.kernels)), (end, at), (3, -2), textcoords="offset points", fontsize=6
-                )
-        ax.set_yticks(range(len(lines)), [f"{row.title}  {row.kind}"[:44] for row in lines])
+                named = ", ".join(map(kernel_name, row.kernels))
+                ax.annotate(named, (end, at), (3, -2), textcoords="offset points", fontsize=6, **_PLAIN)
+        ax.set_yticks(range(len(lines)), [f"{row.title}  {row.kind}"[:44] for row in lines], **_PLAIN)
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.set_xlabel("parameters (grey: the host's own)")
         ax.margins(x=0.18)

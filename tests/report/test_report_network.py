@@ -212,6 +212,22 @@ def test_figures_are_drawn_for_papers(tmp_path):
             make(bare)
 
 
+@pytest.mark.parametrize("name", ["a$_$b", "$\\foo$", "one $"])
+def test_a_figure_takes_names_as_they_are(tmp_path, name):
+    pytest.importorskip("matplotlib")
+    from report.run_folders import evaluation, folder, history, kernel, layer, life, network
+
+    from esper.report import figures
+
+    events = [*history(), *life(name), evaluation(90, 1.0, **{f"validation_{name}": 1.0})]
+    held = network([layer(name, [kernel(blueprint=name, options={name: name})], type=name)])
+    place = folder(tmp_path / "a", events, network_=held)
+    for make in (figures.curves, figures.lanes, figures.network):
+        make(place).savefig(tmp_path / f"{make.__name__}.svg")
+    for drawn in ("lanes", "network"):
+        assert name in (tmp_path / f"{drawn}.svg").read_text()
+
+
 def test_a_figure_shows_what_a_seed_came_to_at_the_last_step(tmp_path):
     pytest.importorskip("matplotlib")
     from report.run_folders import folder, history
