@@ -66,6 +66,15 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{MINUS if share < 0 else ''}{abs(share) * 100:.{digits}f} %"
 
 
+def scored(value: float, share: bool) -> str:
+    """A score: in hundredths if it is a share of 1, else as it was measured.
+
+    >>> scored(0.54, True), scored(54.0, False)
+    ('54.0 %', '54')
+    """
+    return percent(value) if share else measured(value)
+
+
 def sized(shape: object) -> str:
     """A shape without the batch, which is its first size where that is open.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper.report.read import Event, RunData
-from esper.report.timeline import ARRIVALS, curve, scores, thrown_away
+from esper.report.timeline import ARRIVALS, curve, is_share, scores, thrown_away
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Reached:
     Attributes:
         step: When.
         loss: Its loss.
-        accuracy: Share of right answers; NaN: not measured.
+        accuracy: Share of right answers, or what the run calls accuracy; NaN: not measured.
         error: Standard error of that; NaN: not known.
         parameters: How many it had; NaN: not known.
     """
@@ -36,6 +36,7 @@ class Facts:
 
     Attributes:
         part: What the scores were measured on: "test" or "validation".
+        share: Whether accuracies are shares of 1.
         before: Before anything grew.
         after: At the end, or where the run stands.
         control: The run without growth, at its end.
@@ -49,6 +50,7 @@ class Facts:
     """
 
     part: str
+    share: bool
     before: Reached | None
     after: Reached | None
     control: Reached | None
@@ -75,6 +77,7 @@ def facts(run: RunData) -> Facts:
     ended = bool(run.network) and run.drawn_at is None  # else a kernel that takes part may still be culled
     return Facts(
         part=part,
+        share=is_share((*run.events, *run.control), "accuracy"),
         before=before,
         after=after,
         control=_end(run.control, part),

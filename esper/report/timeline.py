@@ -117,6 +117,15 @@ def names_measured(events: Iterable[Event]) -> list[str]:
     return list(found)
 
 
+def is_share(events: Iterable[Event], measure: str) -> bool:
+    """Whether a metric is a share of 1 for all that the events tell: finite values are from 0 to 1. A loss is none."""
+    if measure == "loss":
+        return False
+    values = [event.number(f"{part}_{measure}") for event in events for part in ("train", "validation", "test")]
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) >= 0 and max(finite) <= 1
+
+
 def scores(events: Iterable[Event]) -> dict[str, Event]:
     """The test scores by label: "untrained", "before growth", "end"."""
     return {event.reason: event for event in events if event.event == "score"}

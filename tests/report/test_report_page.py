@@ -343,6 +343,36 @@ def test_several_runs_are_compared(tmp_path, page):
     assert "b/seed0" in found.text
 
 
+def in_percent(events):
+    figures = [{k: v * 100 if k.endswith("accuracy") else v for k, v in event["figures"].items()} for event in events]
+    return [event | {"figures": own} for event, own in zip(events, figures, strict=True)]
+
+
+def test_an_accuracy_in_percent_is_shown_as_it_was_measured(tmp_path, page):
+    whole = folder(tmp_path / "a", in_percent(history()))
+    said = page(whole).text
+    assert "test accuracy is 90 at step 100, up from 60 before growth; without growth it is 80." in said
+    assert "+10" in said and "better than control, 80" in said and "standard error" not in said
+    assert not re.search(r"\d{4}\.\d %", said)
+    assert re.search(r"accuracy\s+90\s", page(whole, whole).text)
+
+
+def test_runs_beside_each_other_have_one_unit(tmp_path):
+    share, whole = folder(tmp_path / "a"), folder(tmp_path / "b", in_percent(history()))
+    ends = {
+        (share, share): ["91.2 %", "91.2 %"],
+        (share, whole): ["0.9119", "91.19"],
+        (whole, whole): ["91.19", "91.19"],
+    }
+    for folders, wanted in ends.items():
+        text = render([run(place) for place in folders])
+        chart = text.split('<figure id="all-over-accuracy"')[1].split("</figure>")[0]
+        read = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', chart, re.S).group(1))
+        assert [own["values"][-1] for own in read["series"]] == wanted
+        table = text.split("<span>Scores are accuracy and loss")[1].split("</table>")[0]
+        assert ("%" in table) == ("%" in wanted[0])
+
+
 def test_the_number_of_runs_is_bounded(tmp_path):
     held = run(folder(tmp_path / "a"))
     with pytest.raises(ArgumentError, match="1 to 24 runs, not 25"):

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from esper.drawing.amounts import measured, percent, whole
+from esper.drawing.amounts import scored, whole
 from esper.drawing.curves import Mark, Panel, Series, curves, frame
 from esper.drawing.markup import Markup, tag
 from esper.drawing.thin import thinned
 from esper.report.bounds import MARKS, PANELS, PIECES, POINTS, TABLE_ROWS, cut
 from esper.report.elements import NARROW, WIDE, Column, Place, chip, drawn, folded, section, table
 from esper.report.read import Event, RunData
-from esper.report.timeline import LOOKS, curve, label, names_measured, planned_steps, scores
+from esper.report.timeline import LOOKS, curve, is_share, label, names_measured, planned_steps, scores
 
 _HEIGHT, _LOW = 330.0, 300.0
 _WEIGHT = ("fossilized", "rollback", "give_up", "germinate", "grafting", "culled", "active", "error_recovery")
@@ -57,10 +57,11 @@ def chart(panel: Panel, name: str) -> Markup:
 
 def panels(run: RunData, marks: Sequence[Mark]) -> list[Panel]:
     """A panel for the loss, and for each metric."""
-    measures = list(dict.fromkeys(name.partition("_")[2] for name in names_measured((*run.events, *run.control))))
+    told = (*run.events, *run.control)
+    measures = list(dict.fromkeys(name.partition("_")[2] for name in names_measured(told)))
     measures = sorted(measures, key=lambda name: name != "loss")[:PANELS]
     steps = max(planned_steps(run.events), planned_steps(run.control))
-    found = [Panel(_title(name), _series(run, name), _is_share(run, name), tuple(marks), steps) for name in measures]
+    found = [Panel(_title(name), _series(run, name), is_share(told, name), tuple(marks), steps) for name in measures]
     return [panel for panel in found if panel.series]
 
 
@@ -93,15 +94,6 @@ def _series(run: RunData, name: str) -> tuple[Series, ...]:
         if points:
             found.append(Series(said, tuple(points), look, dots=True))
     return tuple(found)
-
-
-def _is_share(run: RunData, name: str) -> bool:
-    """Whether a metric is a share of 1."""
-    if name == "loss":
-        return False
-    values = [event.number(f"{part}_{name}") for event in run.events for part in _NAMES]
-    finite = [value for value in values if math.isfinite(value)]
-    return bool(finite) and min(finite) >= 0 and max(finite) <= 1
 
 
 # ---- events -------------------------------------------------------------------------------------------------------
@@ -185,9 +177,7 @@ def _steps(panel: Panel, limit: int) -> list[float]:
 
 
 def _shown(value: float | None, share: bool) -> str:
-    if value is None:
-        return ""
-    return percent(value) if share else measured(value)
+    return "" if value is None else scored(value, share)
 
 
 def _table(panel: Panel) -> Markup:

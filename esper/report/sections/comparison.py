@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from esper.drawing.amounts import counted, measured, percent, whole
+from esper.drawing.amounts import counted, measured, scored, whole
 from esper.drawing.curves import Series
 from esper.drawing.markup import Markup, join, tag
 from esper.report.bounds import cut
@@ -14,7 +14,7 @@ from esper.report.facts import Reached, facts
 from esper.report.read import RunData
 from esper.report.sections.charts import overlay
 from esper.report.sections.headline import progress
-from esper.report.timeline import curve, planned_steps
+from esper.report.timeline import curve, is_share, planned_steps
 
 _OVERLAID = 6  # as many as there are colours to tell apart
 
@@ -38,12 +38,17 @@ def overlaid(runs: Sequence[RunData], measure: str, place: Place) -> Markup | No
     if not lines:
         return None
     steps = max(planned_steps(run.events) for run in runs[:_OVERLAID])
-    share = measure == "accuracy"
+    share = _is_share(runs[:_OVERLAID], measure)
     return overlay(f"Validation {measure} of the runs", lines, steps, share, place.id(f"over-{measure}"))
 
 
+def _is_share(runs: Sequence[RunData], measure: str) -> bool:
+    """Whether it is one in every run: figures beside each other have one unit."""
+    return is_share([event for run in runs for event in (*run.events, *run.control)], measure)
+
+
 def _table(runs: Sequence[RunData], place: Place) -> Markup:
-    rows = []
+    rows, share = [], _is_share(runs, "accuracy")
     for number, run in enumerate(runs):
         found = facts(run)
         rows.append(
@@ -51,9 +56,9 @@ def _table(runs: Sequence[RunData], place: Place) -> Markup:
                 tag("a", run.name, href=f"#r{number}"),
                 progress(run).removesuffix(" steps"),
                 found.part,
-                _cell(found.before),
-                _cell(found.after),
-                _cell(found.control),
+                _cell(found.before, share),
+                _cell(found.after, share),
+                _cell(found.control, share),
                 f"{whole(found.arrived)}, {whole(found.stayed)}",
                 "" if found.after is None or math.isnan(found.after.parameters) else whole(found.after.parameters),
                 "" if math.isnan(found.flops) else counted(found.flops),
@@ -66,10 +71,10 @@ def _table(runs: Sequence[RunData], place: Place) -> Markup:
     return table(caption, columns, rows)
 
 
-def _cell(reached: Reached | None) -> Markup | str:
+def _cell(reached: Reached | None, share: bool) -> Markup | str:
     """Accuracy above loss, so that the table is narrow."""
     if reached is None:
         return ""
     loss = "" if math.isnan(reached.loss) else f"loss {measured(reached.loss)}"
-    right = "" if math.isnan(reached.accuracy) else percent(reached.accuracy)
+    right = "" if math.isnan(reached.accuracy) else scored(reached.accuracy, share)
     return join([right, tag("br") if right and loss else "", loss])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
-from esper.drawing.amounts import MINUS, counted, measured, percent, signed, whole
+from esper.drawing.amounts import MINUS, counted, measured, percent, scored, signed, whole
 from esper.drawing.markup import Markup, join, tag
 from esper.report.elements import Place, section
 from esper.report.facts import Facts, Reached, facts
@@ -45,11 +46,12 @@ def sentence(run: RunData, found: Facts) -> str:
     if now is None:
         return f"{grew}. No evaluation has been recorded yet."
     measure = _measure(now)
+    said = partial(_said, measure=measure, share=found.share)
     # Before growth is worth naming only where something grew.
-    was = f", {_change(then, now, measure)} {_said(then, measure)} before growth" if then and found.arrived else ""
-    beside = f"; without growth it is {_said(found.control, measure)}" if found.control else ""
+    was = f", {_change(then, now, measure)} {said(then)} before growth" if then and found.arrived else ""
+    beside = f"; without growth it is {said(found.control)}" if found.control else ""
     name = f"{found.part} {measure}"
-    return f"{grew}: {name} is {_said(now, measure)} at step {whole(now.step)}{was}{beside}."
+    return f"{grew}: {name} is {said(now)} at step {whole(now.step)}{was}{beside}."
 
 
 def _change(then: Reached, now: Reached, measure: str) -> str:
@@ -61,10 +63,10 @@ def _measure(reached: Reached) -> str:
     return "loss" if math.isnan(reached.accuracy) else "accuracy"
 
 
-def _said(reached: Reached | None, measure: str) -> str:
+def _said(reached: Reached | None, measure: str, share: bool) -> str:
     if reached is None:
         return "unknown"
-    return measured(reached.loss) if measure == "loss" else percent(reached.accuracy)
+    return measured(reached.loss) if measure == "loss" else scored(reached.accuracy, share)
 
 
 def _counted(count: int, name: str) -> str:
@@ -114,13 +116,13 @@ def _accuracy(found: Facts) -> Markup | None:
     now = found.after
     if now is None or math.isnan(now.accuracy):
         return None
-    error = "" if math.isnan(now.error) else f"± {percent(now.error)} (standard error)"
+    error = "" if math.isnan(now.error) or not found.share else f"± {percent(now.error)} (standard error)"
     return _card(
         f"{found.part.capitalize()} accuracy",
-        percent(now.accuracy),
+        scored(now.accuracy, found.share),
         error,
-        _beside("before growth", found.before if found.arrived else None, now, "accuracy"),
-        _beside("control", found.control, now, "accuracy"),
+        _beside("before growth", found.before if found.arrived else None, now, "accuracy", found.share),
+        _beside("control", found.control, now, "accuracy", found.share),
     )
 
 
@@ -131,24 +133,21 @@ def _loss(found: Facts) -> Markup | None:
     return _card(
         f"{found.part.capitalize()} loss",
         measured(now.loss),
-        _beside("before growth", found.before if found.arrived else None, now, "loss"),
-        _beside("control", found.control, now, "loss"),
+        _beside("before growth", found.before if found.arrived else None, now, "loss", False),
+        _beside("control", found.control, now, "loss", False),
     )
 
 
-def _beside(name: str, other: Reached | None, now: Reached, measure: str) -> Markup | None:
+def _beside(name: str, other: Reached | None, now: Reached, measure: str, share: bool) -> Markup | None:
     """The change from another figure, and that."""
     if other is None or math.isnan(getattr(other, measure)):
         return None
     change = getattr(now, measure) - getattr(other, measure)
     good = change > 0 if measure == "accuracy" else change < 0
-    if measure == "accuracy":
-        points = f"{MINUS if change < 0 else '+'}{abs(change) * 100:.1f} points"
-    else:
-        points = signed(change)
+    points = f"{MINUS if change < 0 else '+'}{abs(change) * 100:.1f} points" if share else signed(change)
     word = "better" if good else "worse" if change else "the same"
     arrow = tag("span", points, class_="good" if good else "bad" if change else None)
-    return join([arrow, f" {word} than {name}, {_said(other, measure)}"])
+    return join([arrow, f" {word} than {name}, {_said(other, measure, share)}"])
 
 
 def _parameters(found: Facts) -> Markup | None:
