@@ -46,6 +46,15 @@ def measured(value: float) -> str:
     return MINUS + shown if value < 0 else shown
 
 
+def rounded(value: float) -> str:
+    """A round number, such as one of an axis, as short as it is.
+
+    >>> rounded(1e-6), rounded(0.0025), rounded(1.0025), rounded(20_000.0), rounded(2.5e6)
+    ('1e-06', '0.0025', '1.0025', '20,000', '2.5e+06')
+    """
+    return f"{MINUS if value < 0 else ''}{abs(value):,.6g}"
+
+
 def signed(value: float) -> str:
     """A measurement with its sign.
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esper.drawing.amounts import measured, percent, whole
+from esper.drawing.amounts import measured, percent, rounded, whole
 from esper.drawing.markup import Markup, join, tag
 from esper.drawing.scale import Scale, steps_scale, value_scale
 from esper.drawing.states import css_class, ink_class
 from esper.drawing.thin import Point, stretches, thinned
 
+_TICKS = 6  # about so many numbers on the axis of values
 _BADGE = 19.0  # width of a mark's number
 _CHARACTER = 6.9  # mean width of one, of 13 px
+_LEFT, _FIGURE = 54.0, 7.7  # room for an axis' numbers, and width of a character of them in the widest of usual fonts
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,12 @@ class Frame:
 
 def frame(panel: Panel, width: float, height: float) -> Frame:
     """The scales of a panel on paper of this size."""
-    left, right, bottom = 54.0, 16.0, 30.0
+    right, bottom = 16.0, 30.0
     top = _legend_rows(panel, width) * 22 + 8 + (24 if panel.marks else 0)
     values = [value for series in panel.series for _, value in series.points]
-    return Frame(
-        steps_scale(panel.steps, left, width - right),
-        value_scale(values, height - bottom, top, share=panel.share),
-    )
+    y = value_scale(values, height - bottom, top, share=panel.share)
+    left = max(_LEFT, 9 + _FIGURE * max(len(_number(tick, panel.share)) for tick in y.ticks(_TICKS)))
+    return Frame(steps_scale(panel.steps, left, width - right), y)
 
 
 def curves(panel: Panel, width: float, height: float, *, name: str, points: int = 400) -> Markup:
@@ -138,12 +139,18 @@ def step_axis(x: Scale, top: float, bottom: float, count: int) -> Markup:
 def _axes(panel: Panel, at: Frame, width: float) -> Markup:
     top, bottom = at.y.end, at.y.start
     parts = [step_axis(at.x, top, bottom, 8 if width > 600 else 4)]
-    for tick in at.y.ticks(6):
-        shown = percent(tick, 0 if abs(tick * 100 - round(tick * 100)) < 1e-6 else 1) if panel.share else measured(tick)
+    for tick in at.y.ticks(_TICKS):
         parts.append(tag("line", x1=at.x.start, x2=at.x.end, y1=at.y(tick), y2=at.y(tick), class_="es-grid"))
+        shown = _number(tick, panel.share)
         parts.append(tag("text", shown, x=at.x.start - 7, y=at.y(tick) + 4, text_anchor="end", class_="es-tick"))
     parts.append(tag("line", x1=at.x.start, x2=at.x.end, y1=bottom, y2=bottom, class_="es-axis"))
     return join(parts)
+
+
+def _number(tick: float, share: bool) -> str:
+    if not share:
+        return rounded(tick)
+    return percent(tick, 0 if abs(tick * 100 - round(tick * 100)) < 1e-6 else 1)
 
 
 def _series(series: Series, at: Frame, limit: int) -> Markup:
@@ -222,11 +229,11 @@ def _legend(panel: Panel, width: float) -> Markup:
 
 
 def _legend_places(panel: Panel, width: float) -> list[tuple[float, int]]:
-    places, x, row = [], 54.0, 0
+    places, x, row = [], _LEFT, 0
     for series in panel.series:
         own = 29 + _CHARACTER * len(series.label) + 18
-        if x > 54 and x + own > width:
-            x, row = 54.0, row + 1
+        if x > _LEFT and x + own > width:
+            x, row = _LEFT, row + 1
         places.append((x, row))
         x += own
     return places

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from report.run_folders import evaluation, history, life, record
 
+from esper.drawing.curves import Panel, Series, curves
 from esper.drawing.lanes import Lane, Span, lanes, told
 from esper.drawing.scale import value_scale
 from esper.growth.schedule import SCHEDULES
@@ -321,6 +322,19 @@ def test_a_scale_holds_whatever_a_float_does(values):
     assert all(-1e-6 < scale(value) < 100 + 1e-6 for value in values)
     ticks = scale.ticks(6)
     assert ticks and all(scale.low <= tick <= scale.high for tick in ticks)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.25e-6, 1e-300, -1e-9, 1.0, 3e5, 2.5e7])
+@pytest.mark.parametrize("width", [350, 1000])
+def test_the_numbers_of_an_axis_have_room(width, size):
+    panel = Panel("Loss", (Series("training", ((0, size), (10, 1.3 * size)), "es-train"),), steps=10)
+    drawn = curves(panel, width, 300, name="a")
+    numbers = re.findall(r'<text x="([\d.]+)" [^>]*text-anchor="end" class="es-tick">([^<]*)<', drawn)
+    shown = [text for x, text in numbers if float(x) < width / 2]
+    assert len(shown) > 1 and len(set(shown)) == len(shown)
+    # A digit is as wide as 0.64 of its size in the widest of usual fonts.
+    assert all(float(x) >= 12 * 0.64 * len(text) for x, text in numbers)
+    assert not any("0e" in text for text in shown), "an axis' numbers are round"
 
 
 def test_the_report_knows_every_state():
