@@ -9,7 +9,7 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-from report.run_folders import EVIL, big, folder, history, kernel, layer, network, record
+from report.run_folders import EVIL, big, evaluation, folder, history, kernel, layer, life, network, record
 
 from esper.report import write
 
@@ -48,8 +48,19 @@ def pages(tmp_path_factory):
     long = folder(place / "long", big(400, 40, 3), network_=network(layers))
     events = [*history(), record(60, "hold", EVIL), record(61, "germinate", EVIL, EVIL, 0, blueprint=EVIL)]
     evil = folder(place / "evil", events, network_=network([layer(EVIL * 4, [kernel(blueprint=EVIL)])]))
-    made = {"one": [one], "two": [one, other], "long": [long], "evil": [evil]}
+    made = {"one": [one], "two": [one, other], "long": [long], "evil": [evil], "unbroken": [unbroken(place)]}
     return {name: write(runs, place / f"{name}.html") for name, runs in made.items()}
+
+
+def unbroken(place):
+    """A run whose names and reasons have no place to break at."""
+    long = "w" * 160
+    events = [*history(), *life(long), record(60, "hold", long * 4), record(61, long, long), record(99, "failed", long)]
+    events += [evaluation(90, 0.5, **{f"validation_{long[:40]}": 0.5})]
+    ledger = {"phases": {long: {"flops": 1, "seconds": 1}}, "kernels": [[long, 0, 1, 5]], "stayed": []}
+    held = network([layer(long, [kernel(blueprint=long, options={long: long})], type=long)]) | {"name": long}
+    certificate = {"max_rel": 0.1, "dtype": long}
+    return folder(place / ("r" * 120), events, ledger=ledger, network_=held, certificate=certificate)
 
 
 @contextmanager
@@ -73,10 +84,11 @@ def opened(browser, path, size="wide", scheme="light", **options):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["one", "two", "long", "evil"])
+@pytest.mark.parametrize("name", ["one", "two", "long", "evil", "unbroken"])
 def test_the_page_is_quiet_asks_for_nothing_and_fits(browser, pages, name, size, scheme):
     with opened(browser, pages[name], size, scheme) as page:
         assert page.said == [] and page.asked == [pages[name].as_uri()]
+        page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate(OUTSIDE) == []
 
