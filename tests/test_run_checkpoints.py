@@ -1,5 +1,6 @@
 """Checkpoints of a run on the disk: going on is bit for bit, and a kill at any moment loses one interval at most."""
 
+import errno
 import json
 import os
 import random
@@ -171,10 +172,65 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     other = esper.wrap(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
     with pytest.raises(StateError, match="the model is not the one that was saved"):
         run(resume=tmp_path, model=other)
-    (file,) = newest(tmp_path).glob("run-*.json")
+    assert newest(tmp_path).name.endswith("-step-10")  # and nothing is done to it
+
+
+def changed(checkpoint):
+    (file,) = checkpoint.glob("run-*.json")
     file.write_bytes(file.read_bytes().replace(b"evaluate", b"Evaluate", 1))
-    with pytest.raises(CorruptFileError, match="not what was written"):
-        run(resume=tmp_path)
+
+
+def emptied(checkpoint):
+    (checkpoint / "manifest.json").write_bytes(b"")
+
+
+def incomplete(checkpoint):
+    next(checkpoint.glob("rest-*.safetensors")).unlink()
+
+
+@pytest.mark.parametrize("spoil", [changed, emptied, incomplete])
+def test_a_damaged_checkpoint_is_left_out_and_its_step_is_kept_again(spoil, tmp_path, caplog):
+    run(checkpoints=tmp_path, callbacks=[pause(20)])
+    last = newest(tmp_path)
+    spoil(last)
+    with pytest.raises(CorruptFileError, match=r"not what was written|cannot be read"):
+        run(resume=last)  # that one and no other was asked for
+    rest = run(checkpoints=tmp_path, resume=tmp_path, model=model(), callbacks=[pause(20)])
+    assert next(record.step for record in rest.records if record.event == "resume") == 15
+    assert f"the checkpoint {last} is damaged and left out: the run goes on from " in caplog.text
+    held = [path.name for path in sorted(tmp_path.iterdir())]
+    assert [name[7:] for name in held] == ["step-10", "step-15", "step-20.damaged", "step-20"]
+    assert held[2] == f"{last.name}.damaged"
+    caplog.clear()
+    assert bit_equal(run(checkpoints=tmp_path, resume=tmp_path, model=model()), whole())
+    assert not caplog.text and newest(tmp_path).name.endswith("-step-40")
+
+
+def test_where_every_checkpoint_is_damaged_they_are_named_and_the_next_move(tmp_path):
+    run(steps=15, checkpoints=tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        changed(tmp_path / name)
+    with pytest.raises(CorruptFileError) as problem:
+        run(steps=15, checkpoints=tmp_path, resume=tmp_path)
+    said = str(problem.value)
+    assert len(names) == 3 and all(name in said for name in names) and "remove that folder" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    run(steps=15, checkpoints=tmp_path)
+    last, opened = newest(tmp_path), os.open
+
+    def kept_from(path, *given):
+        if Path(path).parent == last:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *given)
+
+    monkeypatch.setattr(os, "open", kept_from)
+    with pytest.raises(StateError, match="Permission denied; let this process read it") as problem:
+        run(steps=15, resume=tmp_path)
+    assert not isinstance(problem.value, CorruptFileError)
 
 
 def test_a_memory_that_no_file_can_hold_is_said(tmp_path):

@@ -6,6 +6,7 @@ manifest holds every part's size and SHA-256, and its own. Nothing of a file is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -35,6 +36,7 @@ _BLOCK = 1 << 20
 _PART = re.compile(r"[a-z]+-[0-9a-f]{16}\.(safetensors|json)")
 _TEMPORARY = ".part-"
 _ATTEMPTS = 5
+_KEPT_FROM = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file
 
 Write = Callable[[Path], None]
 """Writes a file that is not there yet."""
@@ -287,11 +289,19 @@ def _content(path: Path, part: Part) -> memoryview:
 
 @contextmanager
 def _opened(file: Path, limit: int) -> Iterator[int]:
-    """A plain file of at most so many bytes; no link, device or pipe is opened for one."""
+    """A plain file of at most so many bytes; no link, device or pipe is opened for one.
+
+    Raises:
+        StateError: The system does not let this process read it, which says nothing of what it holds.
+        CorruptFileError: There is no such file.
+    """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         handle = os.open(file, flags)
     except OSError as error:
+        if error.errno in _KEPT_FROM:
+            reason = f"{file} cannot be read: {error.strerror}; let this process read it, and try again"
+            raise StateError(reason) from None
         raise CorruptFileError(f"{file} cannot be read: {error}") from None
     try:
         found = os.fstat(handle)

@@ -35,7 +35,7 @@ from esper.train.checkpoint import Checkpoint
 from esper.train.compiles import counting_compiles
 from esper.train.governor import Governor
 from esper.train.history import Figures, Record
-from esper.train.keeping import Checkpoints, Keeper, newest
+from esper.train.keeping import Checkpoints, Found, Keeper, last_whole
 from esper.train.ledger import Ledger
 from esper.train.objective import Criterion, Objective, OnTargets, objective
 from esper.train.observe import gains, growing, with_health
@@ -133,7 +133,8 @@ def fit(
         checkpoints: A folder to keep checkpoints of the run in, or `Checkpoints` with how often and how many; what a
             run loses that is killed is what it has done since the last evaluation that is kept. None: nowhere.
         resume: A checkpoint of the same run, with the same other arguments but `steps`: goes on from there. Or the
-            folder of one, or that of `checkpoints`, whose newest it is; without any, the run begins.
+            folder of one, or that of `checkpoints`, whose newest it is, without those that are damaged; where there is
+            none, the run begins.
         updates: A folder of the run's own in which `esper config set` asks for changes of settings; None: nobody can.
         draw: How many kernels of the model's library are tried beside one layer, the best first, before new ones
             germinate there. A library that cannot be read is a record, and training goes on without it.
@@ -180,9 +181,9 @@ def fit(
         growth.race,
     )
     chosen = policy or (Tamiyo(growth) if growth.policy != "none" else None)
-    found = None if resume is None or isinstance(resume, Checkpoint) else newest(Path(resume))
-    resume = _point(found or (resume if isinstance(resume, Checkpoint) else None), steps, model, learner, chosen)
-    keeper = _keeper(checkpoints, chosen, found)
+    there = None if resume is None or isinstance(resume, Checkpoint) else last_whole(Path(resume))
+    resume = _point(there or (resume if isinstance(resume, Checkpoint) else None), steps, model, learner, chosen)
+    keeper = _keeper(checkpoints, chosen, there)
     with ExitStack() as stack:
         counter = stack.enter_context(counting_compiles())
         tick = stack.enter_context(progress_bar(steps - (resume.done if resume else 0), shown=progress))
@@ -295,22 +296,22 @@ def _swap(growth: TamiyoSettings, every: int) -> int | None:
 
 
 def _point(
-    resume: Path | Checkpoint | None,
+    resume: Found | Checkpoint | None,
     steps: int,
     model: MorphableModel,
     learner: Learner,
     policy: Policy[Any] | None,
 ) -> Checkpoint | None:
     """Where to go on from; None: from the beginning."""
-    if isinstance(resume, Path):
-        return read(resume, model, learner, policy)
+    if isinstance(resume, Found):
+        return read(resume.path, resume.parts, model, learner, policy)
     if resume is not None and resume.done >= steps:
         raise ArgumentError(f"the checkpoint is at step {resume.done}, and the run has {steps}: give more `steps`")
     return resume
 
 
 def _keeper(
-    checkpoints: str | os.PathLike[str] | Checkpoints | None, policy: Policy[Any] | None, resumed: Path | None
+    checkpoints: str | os.PathLike[str] | Checkpoints | None, policy: Policy[Any] | None, resumed: Found | None
 ) -> Keeper | None:
     if checkpoints is None:
         return None

@@ -7,11 +7,12 @@ import os
 import re
 import threading
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esper.errors import ArgumentError, StateError
+from esper.errors import ArgumentError, CorruptFileError, StateError
 from esper.growth.policy import Policy
 from esper.jax_backend.devices import is_main, is_spread
 from esper.persistence.folder import is_whole, remove_folder
@@ -55,27 +56,81 @@ class Checkpoints:
                 raise ArgumentError(f"Checkpoints: {name} is a whole number of at least 1, not {value!r}")
 
 
-def newest(folder: Path) -> Path | None:
-    """The last checkpoint that was written whole; None: there is none.
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: Its folder.
+        parts: What is in it, byte for byte as it was written.
+        damaged: Later ones, which are not as they were written.
+    """
+
+    path: Path
+    parts: Mapping[str, memoryview]
+    damaged: tuple[Path, ...] = ()
+
+
+def newest(folder: Path, but: Collection[Path] = ()) -> Path | None:
+    """The last checkpoint that was written whole and is none of `but`; None: there is none.
 
     `folder` is one itself, or holds those of a run.
     """
     if is_whole(folder):
         return folder
-    return next(reversed(_whole(folder)), None)
+    names = {path.name for path in but}
+    return next((path for path in reversed(_whole(folder)) if path.name not in names), None)
+
+
+def last_whole(folder: Path) -> Found | None:
+    """The last checkpoint that is as it was written, with a warning where later ones are not; None: there is none.
+
+    Args:
+        folder: One itself, or that of a run's.
+
+    Raises:
+        CorruptFileError: There are some, and none is as it was written.
+        StateError: One cannot be read, or is something else.
+    """
+    if is_whole(folder):
+        return Found(folder, stored.parts_of(folder))
+    damaged: list[Path] = []
+    for path in reversed(_whole(folder)):
+        try:
+            parts = stored.parts_of(path)
+        except CorruptFileError:
+            damaged.append(path)
+            continue
+        for other in damaged:
+            _LOG.warning("the checkpoint %s is damaged and left out: the run goes on from %s", other, path.name)
+        return Found(path, parts, tuple(damaged))
+    if not damaged:
+        return None
+    names = ", ".join(path.name for path in damaged)
+    raise CorruptFileError(
+        f"no checkpoint in {folder} is as it was written, and the run cannot go on from one: {names} are damaged; "
+        "remove that folder, and it starts again, or begin another run without resume"
+    )
 
 
 class Keeper:
     """A callback that keeps checkpoints: one is written at a time, and what goes wrong is raised at the next.
 
+    Args:
+        where: Where, and which.
+        policy: What decides on growth in the run.
+        resumed: What the run goes on from, if that is on the disk.
+
     Raises:
         ArgumentError: The folder holds the checkpoints of another run.
     """
 
-    def __init__(self, where: Checkpoints, policy: Policy[Any] | None, resumed: Path | None) -> None:
+    def __init__(self, where: Checkpoints, policy: Policy[Any] | None, resumed: Found | None) -> None:
         self._where, self._folder, self._policy = where, Path(where.folder), policy
-        held = newest(self._folder)
-        if held is not None and (resumed is None or not held.samefile(resumed)):
+        damaged, here = resumed.damaged if resumed else (), self._folder.resolve()
+        self._damaged = [path for path in damaged if path.parent.resolve() == here]
+        held = newest(self._folder, but=self._damaged)
+        if held is not None and (resumed is None or not held.samefile(resumed.path)):
             raise ArgumentError(
                 f"{held} is a checkpoint of another run, which would be removed: resume={str(self._folder)!r} goes on "
                 "from there, and another folder begins anew"
@@ -132,6 +187,15 @@ class Keeper:
             raise error
         _LOG.warning("no checkpoint is kept for now, training goes on: %s", error)
 
+    def _set_aside(self) -> None:
+        """Renames what is damaged, so that it does not count among those that are kept."""
+        for path in self._damaged:
+            try:
+                path.rename(path.with_name(f"{path.name}.damaged"))
+            except OSError as error:
+                _LOG.warning("the damaged checkpoint %s stays among the others: %s", path, error)
+        self._damaged = []
+
     def _behind(self, checkpoint: Checkpoint) -> None:
         with unobtrusive():
             self._attempt(checkpoint)
@@ -146,7 +210,9 @@ class Keeper:
         content = stored.fetch(checkpoint, self._policy)
         if not is_main():
             return
-        number = max((int(found[1]) for found in map(_NAME.fullmatch, _names(self._folder)) if found), default=0) + 1
+        self._set_aside()
+        # No number is given twice, those of what was set aside neither.
+        number = max((int(named[1]) for named in map(_NAME.match, _names(self._folder)) if named), default=0) + 1
         stored.write(self._folder / f"{number:06d}-step-{checkpoint.done}", content)
         self._prune()
 

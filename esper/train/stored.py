@@ -144,20 +144,36 @@ def write(folder: Path, content: Fetched) -> None:
         write_folder(folder, KIND, parts)
 
 
-def read(folder: Path, model: MorphableModel, learner: Learner, policy: Policy[Any] | None) -> Checkpoint:
-    """A checkpoint from a folder, on a model of the same module.
+def parts_of(folder: Path) -> Mapping[str, memoryview]:
+    """The parts of what `write` has written, byte for byte.
+
+    Raises:
+        CorruptFileError: A byte is not what was written.
+        StateError: They cannot be read, or are of something else.
+    """
+    return read_folder(folder, KIND)
+
+
+def read(
+    folder: Path,
+    parts: Mapping[str, memoryview],
+    model: MorphableModel,
+    learner: Learner,
+    policy: Policy[Any] | None,
+) -> Checkpoint:
+    """A checkpoint from its parts, on a model of the same module.
 
     Args:
-        folder: What `write` has written.
+        folder: Where they are, for messages.
+        parts: What `parts_of` gives.
         model: A model as it was before the run: its source builds the kernels anew.
         learner: How the run learns, which gives the form of the optimiser's state.
         policy: What decides on growth in the run.
 
     Raises:
-        CorruptFileError: A byte is not what was written.
+        CorruptFileError: They hold what `write` does not write.
         StateError: The checkpoint is of another model, optimiser or policy.
     """
-    parts = read_folder(folder, KIND)
     with reading(folder):
         host, rest = (read_tensors(parts[f"{name}.safetensors"], f"{folder}: {name}") for name in ("host", "rest"))
         held = read_json(parts["run.json"])
