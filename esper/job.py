@@ -32,7 +32,7 @@ from esper.shelf import shelf
 from esper.telemetry.assemble import bus_of
 from esper.telemetry.bus import Bus
 from esper.telemetry.folder import CHECKPOINTS, claimed, set_aside, write_again
-from esper.told import Listen, Told
+from esper.told import Listen, Told, told_before
 from esper.train.data import SHAPES, Dataset, load
 from esper.train.drawn import NetworkFile
 from esper.train.history import Record
@@ -117,8 +117,9 @@ def run(
 def _run(config: EsperConfig, journal: Journal, *, control: bool, watch: Callable[[int], None], listen: Listen) -> Job:
     training = config.training_settings()
     host, data = _given(training)
+    before = told_before(journal.place, journal.run_id) if journal.resumed else []
     with policy_of(config, journal.run_id) as policy, _bus(config, journal) as bus:
-        told = Told(journal.place, bus, listen, resumed=journal.resumed)
+        told = Told(journal.place, bus, listen, before)
         grown = journal.stage != "growth"  # by a process before, which has told it
         # Then only what the history lacks is told; what comes before the first step, as about the library, is new talk.
         tell = (lambda record: told.recall([record] if record.step else [])) if grown else told

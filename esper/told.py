@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +13,33 @@ from esper.report.read import NOTICES, gone_on, happening, missing, numbered_onc
 from esper.telemetry.bus import Bus
 from esper.telemetry.convert import event_of
 from esper.telemetry.events import Event
+from esper.telemetry.folder import is_of_newer, set_damaged_aside
 from esper.telemetry.reading import HISTORY, read
 from esper.train.history import Record
 
 Listen = Callable[[Record], None]
+_LOG = logging.getLogger("esper.job")
+
+
+def told_before(folder: Path, run_id: str) -> list[Event]:
+    """The history that a run goes on after; one that is damaged is set aside, and the run tells what it holds again.
+
+    Raises:
+        EventError: It is of a newer esper.
+        ConfigError: It is damaged, and cannot be renamed.
+        OSError: It cannot be read.
+    """
+    path = folder / HISTORY
+    if not path.is_file():
+        return []
+    try:
+        return numbered_once(read(folder))
+    except EventError as error:
+        if is_of_newer(path):
+            raise
+        aside = set_damaged_aside(folder, run_id)
+        _LOG.warning("%s: it is damaged, and set aside as %s; the run tells what it knows of it again", error, aside)
+        return []
 
 
 class Told:
@@ -25,15 +49,11 @@ class Told:
         folder: Of the run.
         bus: Of the run; nothing has been told to it yet.
         listen: Told every record.
-        resumed: Whether the run goes on after the history that is there.
-
-    Raises:
-        EventError: A line of that history is no event.
+        before: The history that the run goes on after.
     """
 
-    def __init__(self, folder: Path, bus: Bus, listen: Listen, *, resumed: bool) -> None:
-        self._folder, self._bus, self._listen = folder, bus, listen
-        self._before = numbered_once(read(folder)) if resumed and (folder / HISTORY).is_file() else []
+    def __init__(self, folder: Path, bus: Bus, listen: Listen, before: Sequence[Event] = ()) -> None:
+        self._folder, self._bus, self._listen, self._before = folder, bus, listen, before
         self._said: list[tuple[Record, float]] = []
         self._known = Counter(_known(self._before))
 

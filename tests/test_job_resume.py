@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,14 @@ import esper.report
 from esper import job
 from esper.cli import main
 from esper.configs import EsperConfig
-from esper.errors import ConfigError, RunFinishedError, RunFolderError, WriteError
+from esper.errors import ConfigError, EventError, RunFinishedError, RunFolderError, WriteError
 from esper.journal import found, settings
 from esper.shelf import Shelf
 from esper.telemetry import Bus, Jsonl, read
 from esper.telemetry.folder import claimed
-from esper.told import Told
+from esper.told import Told, told_before
 from esper.train import history
+from esper.train.keeping import newest
 
 ROOT = str(Path(esper.__file__).parent.parent)
 STEPS, EVERY = 40, 4
@@ -131,6 +133,69 @@ def test_a_run_that_is_killed_in_both_its_parts_ends_as_one_that_is_not(tmp_path
     assert not (place / "checkpoints").exists()
     assert main(["grow", config, "--resume-if-begun"]) == 0
     assert "is finished: nothing of it is left to do" in capsys.readouterr().out
+
+
+# ---- what is damaged ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """The configuration of a run that was killed in its growth, its folder, and that of one that was not killed."""
+    base = tmp_path_factory.mktemp("halfway")
+    assert main(["grow", written(base, "whole"), "--no-control", "--quiet"]) == 0
+    config = written(base, "killed")
+    killed(STEPS // 2 + 1, config)
+    return config, base / "killed", base / "whole"
+
+
+def comes_to_the_same(halfway, place):
+    """Whether the run goes on in a copy of its folder to what it would have come to."""
+    config, stopped, whole = halfway
+    job.run(EsperConfig.from_yaml(config), output_dir=place, control=False, resume=True)
+    named = {event.run_id for event in read(place)} == {event.run_id for event in read(stopped)}
+    same = happened(place) == happened(whole) and spent(place) == spent(whole)
+    return named and same and tensors(place)[1] == tensors(whole)[1] and not (place / "checkpoints").exists()
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(halfway, tmp_path, caplog):
+    place = tmp_path / "run"
+    shutil.copytree(halfway[1], place)
+    last = newest(place / "checkpoints" / "growth")
+    (last / "manifest.json").write_bytes(b"")
+    assert comes_to_the_same(halfway, place)
+    assert f"the checkpoint {last} is damaged and left out" in caplog.text
+
+
+def test_a_damaged_history_is_set_aside_and_told_again(halfway, tmp_path, caplog):
+    place = tmp_path / "run"
+    shutil.copytree(halfway[1], place)
+    (run_id,) = {event.run_id for event in read(place)}
+    history, aside = place / "history.jsonl", place / f"history.{run_id}.damaged.jsonl"
+    damaged = history.read_bytes().replace(b"{", b"\0", 1)
+    history.write_bytes(damaged)
+    assert comes_to_the_same(halfway, place)
+    assert aside.read_bytes() == damaged and f"it is damaged, and set aside as {aside}" in caplog.text
+
+
+def test_where_every_checkpoint_is_damaged_the_command_says_what_to_do(halfway, tmp_path, capsys):
+    config, stopped, _ = halfway
+    place = tmp_path / "run"
+    shutil.copytree(stopped, place)
+    for manifest in place.glob("checkpoints/growth/*/manifest.json"):
+        manifest.write_bytes(b"{}")
+    assert main(["grow", config, "--output-dir", str(place), "--resume", "--no-control", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert f"no checkpoint in {place / 'checkpoints' / 'growth'} is as it was written" in said
+    assert "remove that folder, and it starts again" in said and "Traceback" not in said
+
+
+def test_the_history_of_a_newer_esper_is_not_set_aside(stopped):
+    place, config = stopped
+    line = json.dumps({"event": "evaluate", "step": 1, "schema_version": 1000}) + "\n"
+    (place / "history.jsonl").write_text(line)
+    with pytest.raises(EventError, match="schema version 1000"):
+        job.run(EsperConfig.from_yaml(config), resume=True)
+    assert (place / "history.jsonl").read_text() == line
 
 
 # ---- a disk that is full at the end ---------------------------------------------------------------------
@@ -324,12 +389,13 @@ def test_what_a_kill_kept_from_the_history_is_told_when_the_run_goes_on(tmp_path
     """The last tenth of a second before a kill is in the checkpoint alone."""
     records = [history.Record(step, "evaluate", figures={"train_loss": 1.0 / step}) for step in (4, 8, 12)]
     with Bus(Jsonl(tmp_path / "history.jsonl"), run_id="a") as bus:
-        told = Told(tmp_path, bus, lambda record: None, resumed=False)
+        told = Told(tmp_path, bus, lambda record: None)
         for record in records[:2]:
             told(record)
     heard = []
+    before = told_before(tmp_path, "a")
     with Bus(Jsonl(tmp_path / "history.jsonl", resume=True), run_id="a") as bus:
-        told = Told(tmp_path, bus, heard.append, resumed=True)
+        told = Told(tmp_path, bus, heard.append, before)
         told.recall(records)
         told(history.Record(12, "resume"))
     found = read(tmp_path)

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from esper.errors import ConfigError, EventError, TelemetryError
-from esper.telemetry.events import Event
+from esper.telemetry.events import SCHEMA_VERSION, Event
 from esper.telemetry.reading import HISTORY
 from esper.telemetry.sinks.files import Appended
 from esper.telemetry.sinks.jsonl import last_event
@@ -88,6 +90,33 @@ def set_aside(folder: Path) -> None:
         ) from error
 
 
+def set_damaged_aside(folder: Path, run_id: str) -> Path:
+    """Renames the history of a run, a line of which is no event, to `history.<run_id>.damaged.jsonl`.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        ConfigError: It cannot be renamed.
+    """
+    path = folder / HISTORY
+    aside = _beside(path, f"{run_id}.damaged")
+    if aside.exists():
+        aside = _beside(path, f"{run_id}.damaged.{time.time_ns()}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{path} is damaged and cannot be renamed: {reason}; move it away") from error
+    return aside
+
+
+def is_of_newer(history: Path) -> bool:
+    """Whether a line of a history has a schema version that this esper does not know yet."""
+    with history.open("rb") as lines:
+        return any(_version(line) > SCHEMA_VERSION for line in lines)
+
+
 def write_again(folder: Path, events: Iterable[Event]) -> None:
     """Puts a whole history in place of one that has gaps, since it could not be written while the run went on.
 
@@ -113,6 +142,16 @@ def write_again(folder: Path, events: Iterable[Event]) -> None:
 
 def _beside(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}.{name}{path.suffix}")
+
+
+def _version(line: bytes) -> int:
+    """The schema version that a line gives; 0: it gives none."""
+    try:
+        plain = from_json(line)
+    except ValueError:
+        return 0
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    return version if isinstance(version, int) else 0
 
 
 def _run_of(history: Path) -> str:
