@@ -202,6 +202,9 @@ def test_a_section_that_contains_itself_is_refused():
 
 # ---- ESPER_... ------------------------------------------------------------------------------------------
 
+TAMIYO = "ESPER_COMPONENTS__TAMIYO__CONFIG"
+REMOTE = {f"{TAMIYO}__REMOTE": '{"channel": "folder", "folder": "there", "secret": "x"}'}
+
 
 @pytest.mark.parametrize(
     ("variables", "read", "expected"),
@@ -220,6 +223,18 @@ def test_a_section_that_contains_itself_is_refused():
         ({"ESPER_COMPONENTS__TAMIYO__CONFIG__PATIENCE": "8"}, lambda c: c.tamiyo_settings().patience, 8),
         ({"ESPER_COMPONENTS__TAMIYO__CONFIG__PATIENCE": "8"}, lambda c: c.tamiyo_settings().max_kernels, 3),
         ({"ESPER_COMPONENTS__TAMIYO__ENABLED": "false"}, lambda c: c.tamiyo_settings().policy, "none"),
+        ({f"{TAMIYO}__MAX_PARAMETERS": "null"}, lambda c: c.tamiyo_settings().max_parameters, None),
+        ({f"{TAMIYO}__MAX_PARAMETERS": "500"}, lambda c: c.tamiyo_settings().max_parameters, 500),
+        ({f"{TAMIYO}__BLUEPRINTS": '{"A": ["mlp"]}'}, lambda c: c.tamiyo_settings().blueprints, {"A": ["mlp"]}),
+        ({f"{TAMIYO}__BLUEPRINTS__LINEAR": '["mlp"]'}, lambda c: c.tamiyo_settings().blueprints, {"linear": ["mlp"]}),
+        ({f"{TAMIYO}__BLUEPRINTS__LINEAR": "null"}, lambda c: c.tamiyo_settings().blueprints, {"linear": "null"}),
+        (REMOTE, lambda c: c.tamiyo_settings().remote.folder, "there"),
+        ({**REMOTE, f"{TAMIYO}__REMOTE__TIMEOUT": "9"}, lambda c: c.tamiyo_settings().remote.timeout, 9.0),
+        ({**REMOTE, f"{TAMIYO}__REMOTE__SECRET": "12"}, lambda c: c.tamiyo_settings().remote.secret, "12"),
+        ({"ESPER_COMPONENTS__URZA__CONFIG__TAGS": '["a", "b"]'}, lambda c: c.urza_settings().tags, ["a", "b"]),
+        ({"ESPER_COMPONENTS__URZA__CONFIG__FOLDER": '["a"]'}, lambda c: c.urza_settings().folder, '["a"]'),
+        ({"ESPER_COMPONENTS__URZA__CONFIG": '{"tags": ["a"]}'}, lambda c: c.urza_settings().tags, ["a"]),
+        ({"ESPER_COMPONENTS__OTHER__CONFIG__X": "[1]"}, lambda c: c.components["other"].config, {"x": "[1]"}),
         ({"ESPER_LOGGING__LEVEL": "ERROR"}, lambda c: c.logging, {"level": "ERROR", "format": "structured"}),
         ({"ESPER_HOME": "/x", "ESPER_": "", "ESPER_FOO__BAR": "1", "OTHER": "1"}, lambda c: c.name, "n"),
     ],

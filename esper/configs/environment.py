@@ -10,13 +10,15 @@ What lies in the directory may be there for others too: a secret of it goes with
 switch one on.
 
 pydantic-settings' conventions: the prefix `ESPER_`, `__` between the parts of a path, JSON for lists
-and whole sections. What names no section of the configuration is not ours.
+and whole sections. The settings of components, whose types it does not know, are read in the same way here. What names
+no section of the configuration is not ours.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,8 +29,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
 from esper.configs.control import RemoteSettings
-from esper.configs.problems import keys_at
-from esper.configs.secrets import read_secret
+from esper.configs.problems import holds_others, keys_at, kinds_at
+from esper.configs.schema import COMPONENTS
+from esper.configs.secrets import FromFile, read_secret
 from esper.configs.services import DatabaseConfig, RedisConfig, StorageConfig
 from esper.errors import ConfigError
 
@@ -148,12 +151,48 @@ def _nested(values: Mapping[str, str], sections: Sections) -> dict[str, Any]:
     reader = EnvSettingsSource(
         _reader(tuple(sections.items())), env_prefix=PREFIX, env_nested_delimiter=DELIMITER, case_sensitive=False
     )
-    reader.env_vars = {name.lower(): value for name, value in values.items() if not _is_pointer(name, sections)}
+    given = {name: value for name, value in sorted(values.items()) if not _is_pointer(name, sections)}
+    typed = {name: value for name, value in given.items() if _settings_of(_path(name)) is not None}
+    reader.env_vars = {name.lower(): value for name, value in given.items() if name not in typed}
     try:
-        return reader()
+        return _merged(reader(), _of_components(typed))
     except SettingsError:  # its cause holds the text that was parsed
         broken = [variable_name((name,)) for name in sections if variable_name((name,)).lower() in reader.env_vars]
     raise ConfigError(f"the environment overrides a section with something that is not JSON: {', '.join(broken)}")
+
+
+def _of_components(values: Mapping[str, str]) -> dict[str, Any]:
+    """What is said about the settings of the components that esper reads; a section comes before its parts."""
+    found: dict[str, Any] = {}
+    for name, text in values.items():
+        path = _path(name)
+        value: Any = _plain(text, kinds_at(_settings_of(path), path[3:]))
+        for step in reversed(path):
+            value = {step: value}
+        found = _merged(found, value)
+    return found
+
+
+def _settings_of(path: tuple[str, ...]) -> type[BaseModel] | None:
+    """The settings of the component of which `path` names a part; None: it names something else."""
+    match path:
+        case ("components", name, "config", _, *_):
+            return COMPONENTS.get(name)
+        case _:
+            return None
+
+
+def _plain(text: str, kinds: Collection[Any]) -> Any:
+    """What a variable says: JSON for lists and sections, and `null` where the field takes no text."""
+    if isinstance(text, FromFile):  # a part of it would be a secret no more
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(found, list | dict):
+        return found if any(map(holds_others, kinds)) else text
+    return None if found is None and str not in kinds else text
 
 
 def variable_name(path: tuple[str, ...]) -> str:

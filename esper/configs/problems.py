@@ -63,12 +63,20 @@ def _problem(location: Location, kind: str, message: str, model: type[BaseModel]
 
 def keys_at(model: Any, location: Location) -> list[str]:
     """The keys that the model found by walking `location` from `model` accepts; none where anything goes."""
+    return [key for kind in kinds_at(model, location) if _is_model(kind) for key in kind.model_fields]
+
+
+def kinds_at(model: Any, location: Location) -> list[Any]:
+    """The types that may be found by walking `location` from `model`, each alternative of a union by itself."""
     reached: list[Any] = [model]
     for step in location:
         reached = [inner for annotation in reached for inner in _inside(annotation, step)]
-    return [
-        key for annotation in reached for kind in _members(annotation) if _is_model(kind) for key in kind.model_fields
-    ]
+    return [kind for annotation in reached for kind in _members(annotation)]
+
+
+def holds_others(kind: Any) -> bool:
+    """Whether a type is a section, a list or a mapping."""
+    return _is_model(kind) or get_origin(kind) in (dict, list)
 
 
 def _inside(annotation: Any, step: int | str) -> list[Any]:
