@@ -305,6 +305,35 @@ def test_services_that_are_not_there_are_said_and_no_secret_is(tmp_path, capsys)
     assert "failed" not in capsys.readouterr().out
 
 
+def test_what_came_from_a_file_is_told_nowhere(tmp_path, capsys):
+    """Whatever the field: a host, a folder, a name."""
+    file, module = "${file:/run/secrets/esper/x}", f"${{file:{tmp_path / 'module'}}}"
+    (tmp_path / "module").write_text("canary_5ecret.deeper:f")
+    remote = {"key_file": file, "policy": module, "folder": file}
+    document = {
+        "name": file,
+        "version": file,
+        "environment": file,
+        "training": {"output_dir": file, "model": module},
+        "database": {"host": file, "port": 1, "username": file, "password": file, "database": file, "ssl_key": file},
+        "redis": {"host": file, "port": 1, "username": file, "ca_file": file},
+        "storage": {"endpoint_url": f"http://{file}:1", "bucket_name": file, "access_key": file, "secret_key": file},
+        "components": {
+            "tamiyo": {"config": {"remote": remote}},
+            "urza": {"config": {"folder": file}},
+            "nissa": {"config": {"prometheus_host": file, "prometheus_port": 0}},
+        },
+    }
+    path = written(tmp_path, with_secrets(yaml.safe_dump(document), tmp_path))
+    main(["config", "check", path, "--timeout", "5"])
+    told = capsys.readouterr()
+    assert "problems" in told.out and "5ecret" not in told.out + told.err
+    assert all(f"{name}:" in told.out for name in ("database", "redis", "storage", "training.model", "redis.ca_file"))
+    path = written(tmp_path, with_secrets(f"name: {file}\ntraining: {{output_dir: {tmp_path}}}", tmp_path))
+    assert main(["config", "check", path]) == 0
+    assert "no problems; *** 0.1.0, development" in capsys.readouterr().out
+
+
 def test_check_warns_of_secrets_that_are_open(tmp_path, capsys, monkeypatch):
     path = written(tmp_path, with_secrets("name: n\ntraining: {x: '${file:/run/secrets/esper/x}'}", tmp_path))
     monkeypatch.setattr("esper.configs.secrets.is_open", lambda place: True)

@@ -65,6 +65,7 @@ def _config_check(asked: argparse.Namespace) -> int:
     find_user_modules()
     from esper.configs import EsperConfig
     from esper.configs.checks import examine
+    from esper.configs.redaction import redacted
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -80,13 +81,15 @@ def _config_check(asked: argparse.Namespace) -> int:
     if failed:
         print(f"{asked.file}: {failed} problem{'s' if failed > 1 else ''}")
         return 1
-    print(f"{asked.file}: no problems; {config.name} {config.version}, {config.environment}")
+    name, version, environment = map(redacted, (config.name, config.version, config.environment))
+    print(f"{asked.file}: no problems; {name} {version}, {environment}")
     return 0
 
 
 def _keys(config: EsperConfig) -> Iterator[Finding]:
     """Whether the keys of remote control can be had, read as a run reads them."""
     from esper.configs.checks import Finding
+    from esper.configs.redaction import scrubbed, secrets_of
 
     settings = config.tamiyo_settings()
     if settings.remote is None or settings.policy == "none":
@@ -97,7 +100,7 @@ def _keys(config: EsperConfig) -> Iterator[Finding]:
     try:
         signing = keys_of(settings.remote).signing
     except ConfigError as error:
-        yield Finding("failed", subject, str(error))
+        yield Finding("failed", subject, scrubbed(str(error), secrets_of(config)))
     else:
         yield Finding("ok", subject, f"messages are signed with the key {signing}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from esper.configs.checks.findings import Finding, first_line
+from esper.configs.redaction import redacted
 from esper.configs.services import RedisConfig
 
 _SUBJECT = "redis"
@@ -36,7 +37,7 @@ def examine(section: RedisConfig, prefix: str = "esper") -> Iterator[Finding]:
 
 
 def _examined(section: RedisConfig, client: Any, redis: Any, prefix: str) -> Iterator[Finding]:
-    place = f"{section.host}:{section.port}"
+    place = f"{redacted(section.host)}:{section.port}"
     try:
         client.ping()
     except (redis.RedisError, OSError) as error:
@@ -109,15 +110,15 @@ def _streams(section: RedisConfig, client: Any, redis: Any, prefix: str) -> Iter
             client.delete(key, f"{key}:runs")
     except redis.exceptions.NoPermissionError as error:
         move = f"allow it: {_setuser(section, prefix)}"
-        yield Finding("failed", _SUBJECT, f"streams below {prefix}: are not allowed", move, first_line(error))
+        yield Finding("failed", _SUBJECT, f"streams below {redacted(prefix)}: are not allowed", move, first_line(error))
     except redis.ReadOnlyError:
         yield Finding("failed", _SUBJECT, "the server only reads: it is a replica", "name the primary as redis.host")
     except redis.ResponseError as error:
         move = "make room: raise maxmemory, or lower the bounds of streams" if "OOM" in str(error) else "see its log"
         yield Finding("failed", _SUBJECT, "streams do not work", move, first_line(error))
     else:
-        yield Finding("ok", _SUBJECT, f"streams and consumer groups work below {prefix}:")
+        yield Finding("ok", _SUBJECT, f"streams and consumer groups work below {redacted(prefix)}:")
 
 
 def _setuser(section: RedisConfig, prefix: str = "esper") -> str:
-    return f"ACL SETUSER {section.username or 'default'} {ACL.format(prefix=prefix)}"
+    return f"ACL SETUSER {redacted(section.username) or 'default'} {ACL.format(prefix=redacted(prefix))}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from esper.configs.checks.findings import Finding, first_line
+from esper.configs.redaction import redacted
 from esper.configs.services import DatabaseConfig
 
 _SUBJECT = "database"
@@ -42,7 +43,7 @@ def examine(section: DatabaseConfig) -> Iterator[Finding]:
     except ImportError:
         yield Finding("failed", _SUBJECT, "psycopg is not installed", 'pip install "esper[postgres]"')
         return
-    place = f"{section.host}:{section.port}"
+    place = f"{redacted(section.host)}:{section.port}"
     try:
         connection = psycopg.connect(**section.options(), autocommit=True)
     except (psycopg.Error, OSError) as error:
@@ -50,7 +51,8 @@ def examine(section: DatabaseConfig) -> Iterator[Finding]:
         return
     with connection:
         version = connection.info.server_version
-        told = f"PostgreSQL {version // 10000}.{version % 10000} at {place}, {section.username}@{section.database}"
+        login = f"{_role(section)}@{redacted(section.database)}"
+        told = f"PostgreSQL {version // 10000}.{version % 10000} at {place}, {login}"
         yield Finding("ok" if version >= _OLDEST else "warning", _SUBJECT, told, _update(version))
         yield _encryption(section, connection)
         yield from _rights(section, connection, psycopg)
@@ -61,10 +63,15 @@ def _refused(section: DatabaseConfig, place: str, said: str) -> Finding:
     said = re.sub(r"^connection failed: (connection to server at .*? failed: )?", "", said)
     for pattern, move in _REASONS:
         if re.search(pattern, said):
-            hint = move.format(database=section.database, username=section.username)
+            hint = move.format(database=redacted(section.database), username=_role(section))
             return Finding("failed", _SUBJECT, f"cannot connect to {place}", hint, said)
     move = "see whether the server runs, and what its log says"
     return Finding("failed", _SUBJECT, f"cannot connect to {place}", move, said)
+
+
+def _role(section: DatabaseConfig) -> str:
+    """The role's name, unless it came from a file."""
+    return redacted(section.username)
 
 
 def _update(version: int) -> str:
@@ -85,9 +92,8 @@ def _encryption(section: DatabaseConfig, connection: Any) -> Finding:
 def _rights(section: DatabaseConfig, connection: Any, psycopg: Any) -> Iterator[Finding]:
     schema = connection.execute("SELECT current_schema()").fetchone()[0]
     if schema is None:
-        yield Finding(
-            "failed", _SUBJECT, "the role sees no schema", f"GRANT USAGE ON SCHEMA public TO {section.username}"
-        )
+        move = f"GRANT USAGE ON SCHEMA public TO {_role(section)}"
+        yield Finding("failed", _SUBJECT, "the role sees no schema", move)
         return
     try:
         with connection.transaction(force_rollback=True):
@@ -115,7 +121,7 @@ def _others_tables(section: DatabaseConfig, schema: str, connection: Any) -> Fin
     )
     tables = [name for name in held or () if name.startswith("esper_")]
     if VERSION_TABLE not in tables:
-        return Finding("failed", _SUBJECT, told, f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {section.username}")
+        return Finding("failed", _SUBJECT, told, f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {_role(section)}")
     lacking = [
         f"{right} ON {name}"
         for name in tables
@@ -123,7 +129,7 @@ def _others_tables(section: DatabaseConfig, schema: str, connection: Any) -> Fin
         if not _one(connection, "SELECT has_table_privilege(%s, %s)", name, right)
     ]
     if lacking:
-        move = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {section.username}"
+        move = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {_role(section)}"
         return Finding("failed", _SUBJECT, f"{told}, and lacks rights to those there: {', '.join(lacking)}", move)
     revision = _one(connection, f"SELECT version_num FROM {VERSION_TABLE}")
     if revision != REVISION:

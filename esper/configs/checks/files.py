@@ -11,6 +11,7 @@ from pathlib import Path
 
 from esper.configs.checks.findings import Finding
 from esper.configs.config import EsperConfig
+from esper.configs.redaction import redacted
 from esper.configs.schema import COMPONENTS
 
 SCARCE, TOO_LITTLE = 2**30, 64 * 2**20  # bytes free
@@ -39,12 +40,12 @@ def _secrets(config: EsperConfig) -> Iterator[Finding]:
 
 
 def _folders(config: EsperConfig) -> Iterator[Finding]:
-    yield from _folder("training.output_dir", Path(config.training_settings().output_dir))
+    yield from _folder("training.output_dir", config.training_settings().output_dir)
     if uses_library(config):
-        yield from _folder("components.urza.config.folder", Path(config.urza_settings().folder))
+        yield from _folder("components.urza.config.folder", config.urza_settings().folder)
     remote = config.tamiyo_settings().remote
     if remote is not None and remote.channel == "folder" and remote.folder is not None:
-        yield from _folder("components.tamiyo.config.remote.folder", Path(remote.folder))
+        yield from _folder("components.tamiyo.config.remote.folder", remote.folder)
 
 
 def uses_library(config: EsperConfig) -> bool:
@@ -60,11 +61,13 @@ def _library(config: EsperConfig) -> Iterator[Finding]:
         yield Finding("warning", "components.urza", told, "switch it on: components: {urza: {config: {}}}")
 
 
-def _folder(subject: str, folder: Path) -> Iterator[Finding]:
+def _folder(subject: str, given: str) -> Iterator[Finding]:
+    folder = redacted(given)
     try:
-        place = _nearest(folder.absolute())
+        place = _nearest(Path(given).absolute())
         if not place.is_dir():
-            yield Finding("failed", subject, f"{place} is no folder", "move it away, or name another folder")
+            told = f"{place if folder == given else folder} is no folder"
+            yield Finding("failed", subject, told, "move it away, or name another folder")
             return
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"esper")
@@ -95,13 +98,14 @@ def _certificates(config: EsperConfig) -> Iterator[Finding]:
         for name in names:
             given = getattr(getattr(config, section), name, None)
             if given is not None:
-                yield _certificate(f"{section}.{name}", Path(given), name in _KEYS)
+                yield _certificate(f"{section}.{name}", given, name in _KEYS)
 
 
-def _certificate(subject: str, path: Path, is_key: bool) -> Finding:
+def _certificate(subject: str, given: str, is_key: bool) -> Finding:
+    path, file = redacted(given), Path(given)
     try:
-        text = path.read_bytes()
-        mode = path.stat().st_mode
+        text = file.read_bytes()
+        mode = file.stat().st_mode
     except OSError as error:
         problem = f"cannot read {path}: {error.strerror or type(error).__name__}"
         return Finding("failed", subject, problem, "write the path of a PEM file that this account can read")
@@ -109,4 +113,4 @@ def _certificate(subject: str, path: Path, is_key: bool) -> Finding:
         return Finding("failed", subject, f"{path} is no PEM file", "convert it: openssl x509 -inform der")
     if is_key and mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IRGRP:
         return Finding("failed", subject, f"others can read {path}", f"chmod 600 {path}: drivers refuse such a key")
-    return Finding("ok", subject, str(path))
+    return Finding("ok", subject, path)

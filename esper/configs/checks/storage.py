@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from esper.configs.checks.findings import Finding
+from esper.configs.redaction import redacted
 from esper.configs.services import StorageConfig
 
 _SUBJECT = "storage"
@@ -52,7 +53,7 @@ def examine(section: StorageConfig) -> Iterator[Finding]:
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
             yield _refused(section, step.__name__.removeprefix("_"), error)
             return
-    told = f"objects can be put, read, listed and removed in {section.bucket_name} at {_place(section)}"
+    told = f"objects can be put, read, listed and removed in {redacted(section.bucket_name)} at {_place(section)}"
     yield Finding("ok", _SUBJECT, told)
     yield from _encryption(section)
 
@@ -82,15 +83,17 @@ def _refused(section: StorageConfig, step: str, error: BaseException) -> Finding
     code = _CODE.search(said)
     if code and code[1] in _REASONS:
         told, move = _REASONS[code[1]]
-        return Finding("failed", _SUBJECT, f"{step}: {told.format(bucket=section.bucket_name)} ({code[1]})", move)
+        told = told.format(bucket=redacted(section.bucket_name))
+        return Finding("failed", _SUBJECT, f"{step}: {told} ({code[1]})", move)
     if code:
         return Finding("failed", _SUBJECT, f"{step}: it answers {code[1]}", "see the server's log")
     return Finding("failed", _SUBJECT, *_by_kind(_place(section), step, type(error).__name__, said))
 
 
 def _place(section: StorageConfig) -> str:
-    """Host and port: the rest of a URL may hold a password."""
-    return urlsplit(section.endpoint_url).netloc.rpartition("@")[2]
+    """Host and port: the rest of a URL may hold a password, and all of it may come from a file."""
+    shown = redacted(section.endpoint_url)
+    return urlsplit(shown).netloc.rpartition("@")[2] or shown
 
 
 def _by_kind(place: str, step: str, kind: str, said: str) -> tuple[str, str]:
