@@ -11,6 +11,7 @@ from esper.errors import ArgumentError, ParityError, WrapError
 from esper.growth.reserve import Reserve, reserved
 from esper.jax_backend.cache import KernelCache
 from esper.jax_backend.interchange import adopt, constants, wide
+from esper.jax_backend.loading import check_library
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.registry import is_lowered
 from esper.jax_backend.remat import NOTHING, Remat
@@ -72,7 +73,7 @@ def wrap(
     Raises:
         WrapError: `module` is no module, or holds what cannot be copied.
         TargetError: An explicit target, or an entry of `reserve` or `remat`, matches nothing.
-        ArgumentError: No `remat_policy` of that name.
+        ArgumentError: No `remat_policy` of that name; `library` is none that is open.
         PrecisionError: A 64-bit value that does not fit while JAX's 64-bit mode is off.
 
     Example:
@@ -87,6 +88,7 @@ def wrap(
     from esper.torch_frontend.targets import describe, find_layers
 
     _check_arguments(module, seeds_per_layer, cache_size_mb)
+    check_library(library)
     layers, again = find_layers(module, target_layers), Remat(frozenset(find_blocks(module, remat)), remat_policy)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     source = TorchSource(module, supported=is_lowered, layers=tuple(layers), wide=wide())

@@ -1,5 +1,7 @@
 """Bad input gets an error that names the thing, the place and the next move."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ import esper
 from esper import SeedLifecycleState as State
 from esper import errors
 from esper.growth.optimizer import per_kernel
+from esper.library import Library
 
 KEY = jax.random.key(0)
 
@@ -47,6 +50,10 @@ WRAP = [
     ("negative seeds", lambda: esper.wrap(nn.Linear(2, 2), seeds_per_layer=-1), ValueError, "seeds_per_layer"),
     ("seeds no number", lambda: esper.wrap(nn.Linear(2, 2), seeds_per_layer=1.5), TypeError, "seeds_per_layer"),
     ("negative cache", lambda: esper.wrap(nn.Linear(2, 2), cache_size_mb=-1), ValueError, "cache_size_mb"),
+    ("a library's path", lambda: esper.wrap(nn.Linear(2, 2), library="kernels"), errors.ArgumentError, "open_library"),
+    ("a number as library", lambda: esper.wrap(nn.Linear(2, 2), library=5), errors.ArgumentError, "not 5: give"),
+    ("a library's class", lambda: esper.wrap(nn.Linear(2, 2), library=Library), errors.ArgumentError, "open_library"),
+    ("loaded with a path", lambda: esper.load("anywhere", library=Path("a")), errors.ArgumentError, "open_library"),
     (
         "target matches nothing",
         lambda: esper.wrap(build("mlp")[0], target_layers=[nn.Conv2d]),

@@ -82,6 +82,21 @@ def unloaded(
     return emptied, artifact
 
 
+def check_library(library: object) -> None:
+    """Refuses what kernels cannot be loaded from, such as the path of a library.
+
+    Raises:
+        ArgumentError: It is no library.
+    """
+    if library is None:
+        return
+    if isinstance(library, type) or not all(callable(getattr(library, name, None)) for name in ("get", "fetch")):
+        raise ArgumentError(
+            f"library is one that is open, not {library!r:.80}: give esper.library.open_library(...) of its folder or "
+            "configuration"
+        )
+
+
 def prefetched(model: MorphableModel, digest: str) -> Future[KernelArtifact]:
     """The artifact of a digest, on its way from the model's library into its cache.
 

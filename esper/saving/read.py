@@ -14,6 +14,7 @@ import numpy as np
 
 from esper.errors import CorruptFileError, StateError
 from esper.jax_backend.cache import KernelCache
+from esper.jax_backend.loading import check_library
 from esper.jax_backend.model import MorphableModel
 from esper.jax_backend.seeds import SeedState
 from esper.jax_backend.source import Structure
@@ -69,6 +70,7 @@ def load(
         The model; with `state`, the model and what was saved.
 
     Raises:
+        ArgumentError: `library` is none that is open.
         CorruptFileError: A byte is not what was written, or the folder is none of esper's.
         StateError: There is no such folder, or it does not fit `module`, `state`, or JAX's 64-bit mode.
 
@@ -78,6 +80,7 @@ def load(
         >>> folder = esper.save(model, tempfile.mkdtemp(), state=tx.init(model.params))
         >>> model, opt_state = esper.load(folder, state=lambda model: tx.init(model.params))
     """
+    check_library(library)
     folder = Path(path)
     parts = read_folder(folder, KIND)
     with reading(folder):
