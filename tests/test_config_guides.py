@@ -334,6 +334,14 @@ def test_what_came_from_a_file_is_told_nowhere(tmp_path, capsys):
     assert "no problems; *** 0.1.0, development" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1", "1e9", "soon"])
+def test_a_time_that_cannot_be_waited_for_is_refused(tmp_path, capsys, seconds):
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "check", written(tmp_path, "name: n"), "--timeout", seconds])
+    assert ended.value.code == 2
+    assert f"a number of seconds above 0, 86400 at most, not '{seconds}'" in capsys.readouterr().err
+
+
 def test_check_warns_of_secrets_that_are_open(tmp_path, capsys, monkeypatch):
     path = written(tmp_path, with_secrets("name: n\ntraining: {x: '${file:/run/secrets/esper/x}'}", tmp_path))
     monkeypatch.setattr("esper.configs.secrets.is_open", lambda place: True)
