@@ -277,6 +277,19 @@ def test_a_wrong_override_names_its_variable(monkeypatch, variable, value, probl
     assert_no_secret(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "sections"),
+    [
+        ("training.output_dir", {"training": {"output_dir": "a\0b"}}),
+        ("components.urza.config.folder", {"components": {"urza": {"config": {"folder": "a\0b"}}}}),
+        ("redis.ca_file", {"redis": {"ca_file": "a\0b"}}),
+    ],
+)
+def test_a_path_with_a_null_character_is_refused(path, sections):
+    with pytest.raises(ConfigError, match=rf"{path}: should have no null character"):
+        EsperConfig(name="n", **sections).check()
+
+
 # ---- errors and secrets ---------------------------------------------------------------------------------
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from esper.configs.problems import from_validation
 from esper.configs.redaction import redacted
@@ -13,6 +20,16 @@ from esper.configs.secrets import FromFile
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _has_no_null(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("should have no null character: no file or folder has one in its name")
+    return path
+
+
+Place = Annotated[str, AfterValidator(_has_no_null)]
+"""The path of a file or a folder."""
 
 
 class ConfigModel(BaseModel):

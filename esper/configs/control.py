@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from esper.configs.base import ConfigModel
+from esper.configs.base import ConfigModel, Place
 
 
 class RemoteSettings(ConfigModel):
@@ -14,9 +14,9 @@ class RemoteSettings(ConfigModel):
 
     channel: Literal["folder", "redis"] = "folder"
     """How messages travel: `folder`: by files, between processes of one machine; `redis`: by the `redis` section."""
-    folder: str | None = Field(default=None, min_length=1)
+    folder: Place | None = Field(default=None, min_length=1)
     """Folder for `channel: folder`; null: `control` in `training.output_dir`."""
-    key_file: str | None = Field(default=None, min_length=1)
+    key_file: Place | None = Field(default=None, min_length=1)
     """File with the keys that sign messages, `id secret` a line, the first one signs; all of them are accepted."""
     secret: str | None = Field(default=None, min_length=1, repr=False)
     """The same as text, instead of a file; write `${ESPER_CONTROL_KEY}` rather than the keys themselves."""

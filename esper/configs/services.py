@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from pydantic import Field
 
-from esper.configs.base import ConfigModel
+from esper.configs.base import ConfigModel, Place
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
@@ -36,11 +36,11 @@ class DatabaseConfig(ConfigModel):
     """Password of the role; write `${DB_PASSWORD}` or `${file:PATH}` rather than the password itself."""
     ssl_mode: SslMode = "prefer"
     """libpq's `sslmode`; over a network: `verify-full`, which alone knows whom it talks to."""
-    ssl_root_cert: str | None = Field(default=None, min_length=1)
+    ssl_root_cert: Place | None = Field(default=None, min_length=1)
     """File of the authority that signed the server's certificate; null: libpq's own, `~/.postgresql/root.crt`."""
-    ssl_cert: str | None = Field(default=None, min_length=1)
+    ssl_cert: Place | None = Field(default=None, min_length=1)
     """File of the client's own certificate, where the server asks for one."""
-    ssl_key: str | None = Field(default=None, min_length=1)
+    ssl_key: Place | None = Field(default=None, min_length=1)
     """File of the key of `ssl_cert`; only its owner may be able to read it."""
     connect_timeout: int = Field(default=10, ge=2)
     """Seconds to connect and log in."""
@@ -91,11 +91,11 @@ class RedisConfig(ConfigModel):
     """Password; null or empty when the server asks for none."""
     tls: bool = False
     """Whether the connection is encrypted and the server's certificate is checked."""
-    ca_file: str | None = Field(default=None, min_length=1)
+    ca_file: Place | None = Field(default=None, min_length=1)
     """File of the authority that signed the server's certificate; null: those of the system."""
-    cert_file: str | None = Field(default=None, min_length=1)
+    cert_file: Place | None = Field(default=None, min_length=1)
     """File of the client's own certificate, where the server asks for one."""
-    key_file: str | None = Field(default=None, min_length=1)
+    key_file: Place | None = Field(default=None, min_length=1)
     """File of the key of `cert_file`."""
     connect_timeout: float = Field(default=5.0, gt=0)
     """Seconds to connect."""
@@ -145,7 +145,7 @@ class StorageConfig(ConfigModel):
     """Region of the bucket."""
     session_token: str | None = Field(default=None, repr=False)
     """Token that comes with temporary keys."""
-    ca_file: str | None = Field(default=None, min_length=1)
+    ca_file: Place | None = Field(default=None, min_length=1)
     """File of the authority that signed the server's certificate, trusted besides those of the system."""
     connect_timeout: float = Field(default=5.0, gt=0)
     """Seconds to connect."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from esper.configs.base import ConfigModel
+from esper.configs.base import ConfigModel, Place
 from esper.configs.control import RemoteSettings
 from esper.configs.problems import did_you_mean
 
@@ -63,7 +63,7 @@ class TrainingSettings(ConfigModel):
     """Seeds in each of these layers."""
     cache_size_mb: int = Field(default=128, ge=1)
     """Memory for cached kernels, in MiB."""
-    output_dir: Name = "runs/quickstart"
+    output_dir: Place = Field(default="runs/quickstart", min_length=1)
     """Directory for the trained model, metrics and log."""
 
     @field_validator("test_fraction", "validation_fraction")

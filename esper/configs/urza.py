@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from esper.configs.base import ConfigModel
+from esper.configs.base import ConfigModel, Place
 
 
 class UrzaSettings(ConfigModel):
@@ -15,7 +15,7 @@ class UrzaSettings(ConfigModel):
     The catalogue is in `database` and the artifacts in `storage` where these are given, else both are in `folder`.
     """
 
-    folder: str = Field(default="runs/library", min_length=1)
+    folder: Place = Field(default="runs/library", min_length=1)
     """Folder of the embedded library, and of what this machine keeps until it can be delivered."""
     draw: bool = True
     """Whether policies try validated kernels of the library where they fit, before new ones germinate."""
