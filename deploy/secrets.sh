@@ -7,6 +7,15 @@ folder=${1:?usage: deploy/secrets.sh FOLDER}
 mkdir -p "$folder"
 cd "$folder"
 
+# The authority's key may be kept elsewhere; without it nothing can be signed, and nothing is begun.
+if [ -s ca.pem ] && [ ! -s ca.key ]; then
+  for name in postgres redis minio; do
+    [ -s "$name.pem" ] && continue
+    echo "$folder: $name.pem is to be signed and ca.key is not there: bring ca.key back, and run this again" >&2
+    exit 1
+  done
+fi
+
 password() { [ -s "$1" ] || openssl rand -hex 24 | tr -d '\n' >"$1"; }
 for name in postgres_admin_password database_password redis_password minio_root_password storage_secret_key; do
   password "$name"

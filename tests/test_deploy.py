@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_the_script_keeps_what_is_there(secrets):
     before = {path.name: path.read_bytes() for path in secrets.iterdir()}
     subprocess.run([DEPLOY / "secrets.sh", secrets], check=True)
     assert {path.name: path.read_bytes() for path in secrets.iterdir()} == before
+
+
+def test_the_script_says_when_the_key_of_the_authority_is_away(secrets, tmp_path):
+    """docs/operations.md has it kept elsewhere; it is only needed where something is to be signed."""
+    folder = shutil.copytree(secrets, tmp_path / "secrets")
+    (folder / "ca.key").unlink()
+    subprocess.run([DEPLOY / "secrets.sh", folder], check=True)
+    (folder / "redis.pem").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = subprocess.run([DEPLOY / "secrets.sh", folder], capture_output=True, text=True)
+    assert done.returncode == 1 and "redis.pem is to be signed" in done.stderr and "bring ca.key back" in done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", SERVERS)
