@@ -236,3 +236,13 @@ def test_a_change_under_way_is_not_kept(tmp_path):
     runs.run(**slow, checkpoints=tmp_path, callbacks=[runs.pause(10)])
     assert [path.name for path in tmp_path.iterdir()] == ["000001-step-5"]
     assert runs.bit_equal(runs.run(**slow, resume=tmp_path, model=runs.model()), whole)
+
+
+def test_a_manifest_of_somebody_elses_is_not_overwritten(tmp_path):
+    model, manifest = esper.wrap(nn.Linear(2, 2), example_inputs=torch.ones(1, 2)), tmp_path / "manifest.json"
+    manifest.write_text('{"name": "an app of the web"}')
+    with pytest.raises(StateError, match=r"manifest\.json is none of esper's .*: name another folder"):
+        esper.save(model, tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"name": "an app of the web"}']
+    manifest.write_bytes(b"")  # of a save of ours that was damaged
+    assert esper.load(esper.save(model, tmp_path)) is not None

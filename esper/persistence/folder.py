@@ -66,11 +66,12 @@ def write_folder(path: Path, kind: str, parts: Mapping[str, Write]) -> None:
         parts: By name, what writes the file; the name ends in what kind of file it is, ".safetensors" or ".json".
 
     Raises:
-        StateError: The folder cannot be written; what it held is as it was.
+        StateError: The folder cannot be written, or has a manifest of somebody else's; what it held is as it was.
     """
     try:
         _make(path)
         with _alone(path):
+            _check_own(path / MANIFEST)
             _remove(path, lambda name: name.startswith(_TEMPORARY))
             placed = {name: _place(path, name, write) for name, write in parts.items()}
             _commit(path, kind, placed)
@@ -145,6 +146,16 @@ def _make(path: Path) -> None:
         return
     path.mkdir(parents=True)
     _sync(path.parent)
+
+
+def _check_own(manifest: Path) -> None:
+    """Refuses to write over what other programs call a manifest too; one of ours that is damaged may go."""
+    if not manifest.is_file():
+        return
+    with manifest.open("rb") as opened:
+        data = opened.read(_LARGEST_MANIFEST)
+    if data.strip() and b'"format": "esper/' not in data:
+        raise StateError(f"{manifest} is none of esper's and would be lost: name another folder, or move it away")
 
 
 @contextmanager
