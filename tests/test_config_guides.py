@@ -342,6 +342,29 @@ def test_a_time_that_cannot_be_waited_for_is_refused(tmp_path, capsys, seconds):
     assert f"a number of seconds above 0, 86400 at most, not '{seconds}'" in capsys.readouterr().err
 
 
+def test_check_says_every_problem_of_a_file(tmp_path, capsys, monkeypatch):
+    """Whichever of them would have been met first."""
+    path = written(
+        tmp_path,
+        """name: n
+database: {username: u, password: p, port: many}
+logging: {level: LOUD, formt: text}
+training:
+  steps: 0
+components:
+  tamiyo: {config: {patience: 0}}
+  urza: {config: {}}
+""",
+    )
+    monkeypatch.setenv("ESPER_COMPONENTS__URZA__CONFIG__CANDIDATES", "0")
+    assert main(["config", "check", path]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"esper: {path} has 6 problems:") and "training.steps (line 5): should be" in said
+    assert all(f"{name} (line" in said for name in ("database.port", "logging.level", "logging.formt"))
+    assert "components.tamiyo.config.patience (line 7)" in said
+    assert "components.urza.config.candidates (ESPER_COMPONENTS__URZA__CONFIG__CANDIDATES): should" in said
+
+
 def test_check_warns_of_secrets_that_are_open(tmp_path, capsys, monkeypatch):
     path = written(tmp_path, with_secrets("name: n\ntraining: {x: '${file:/run/secrets/esper/x}'}", tmp_path))
     monkeypatch.setattr("esper.configs.secrets.is_open", lambda place: True)

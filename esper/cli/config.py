@@ -83,8 +83,7 @@ def _config_check(asked: argparse.Namespace) -> int:
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        config = EsperConfig.from_yaml(asked.file)
-        config.check()
+        config = EsperConfig.checked(asked.file)
         keys = list(_keys(config))
     for warning in warned:
         print(f"warning  {warning.message}")

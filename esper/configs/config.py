@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
@@ -21,7 +21,7 @@ from esper.configs.settings import LoggingSettings, LogLevel, TamiyoSettings, Tr
 from esper.configs.substitute import overlay, substitute
 from esper.configs.urza import UrzaSettings
 from esper.configs.yaml_loader import load_yaml
-from esper.errors import ConfigError
+from esper.errors import ConfigError, MissingVariableError
 
 T = TypeVar("T", bound=ConfigModel)
 
@@ -87,10 +87,8 @@ class EsperConfig(ConfigModel):
         def __init__(self, /, **values: Any) -> None:
             model = type(self)
             over, idle = environment.overrides(_sections(model), values)
-            # An override of one key leaves the others at their defaults.
-            given = {"logging": _LOGGING, **values} if "logging" in over else values
             try:
-                super().__init__(**substitute(overlay(given, over), os.environ, model.__name__))
+                super().__init__(**_filled(values, over, model.__name__))
                 self._origin = replace(self._origin, idle=idle)
                 return
             except ConfigError as error:
@@ -120,6 +118,30 @@ class EsperConfig(ConfigModel):
             return config
         except ConfigError as error:
             refused = _reworded(error, origin.name, lambda problem: _located(problem, origin.lines))
+        raise refused
+
+    @classmethod
+    def checked(cls, path: str | os.PathLike[str]) -> Self:
+        """As `from_yaml`, with the sections validated that the main job reads.
+
+        Raises:
+            MissingVariableError: Variables are not set; all of them are listed.
+            ConfigError: The file cannot be read, or is refused; the problems of all sections are listed.
+        """
+        document = load_yaml(path)
+        try:
+            config = cls.from_yaml(path)
+        except MissingVariableError:
+            raise
+        except ConfigError as error:
+            refused = error
+            if error.problems:
+                others = (_overridden(problem, document.data, cls) for problem in _problems_of_open(cls, document.data))
+                located = [_located(problem, document.lines) for problem in others]
+                refused = refusal(os.fspath(path), [*dict.fromkeys([*error.problems, *located])])
+        else:
+            config.check()
+            return config
         raise refused
 
     @classmethod
@@ -210,6 +232,31 @@ class EsperConfig(ConfigModel):
         except ConfigError as error:
             problems = [_overridden(f"{path}.{problem}", self.model_dump(), type(self)) for problem in error.problems]
         raise refusal(self._origin.name, [_located(problem, self._origin.lines) for problem in problems])
+
+
+def _filled(values: Mapping[str, Any], over: Mapping[str, Any], subject: str) -> dict[str, Any]:
+    """What is given with what overrides it, and without references; one overridden key leaves others at defaults."""
+    given = {"logging": _LOGGING, **values} if "logging" in over else values
+    return substitute(overlay(given, over), os.environ, subject)
+
+
+def _problems_of_open(model: type[EsperConfig], values: Mapping[str, Any]) -> Iterator[str]:
+    """What the main job refuses in the sections that take anything, of a configuration that is refused itself."""
+    try:
+        data = _filled(values, environment.overrides(_sections(model), values)[0], model.__name__)
+    except ConfigError:  # which has been said
+        return
+    found = [("training", data.get("training"), TrainingSettings), ("logging", data.get("logging"), LoggingSettings)]
+    components = data.get("components")
+    for name, component in components.items() if isinstance(components, Mapping) else ():
+        if name in COMPONENTS and isinstance(component, Mapping):
+            found.append((f"components.{name}.config", component.get("config"), COMPONENTS[name]))
+    for path, section, settings in found:
+        if isinstance(section, Mapping):
+            try:
+                settings.model_validate(section)
+            except ConfigError as error:
+                yield from (f"{path}.{problem}" for problem in error.problems)
 
 
 def _sections(model: type[EsperConfig]) -> dict[str, Any]:
