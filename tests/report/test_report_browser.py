@@ -195,9 +195,10 @@ def test_the_slider_reads_the_curves(browser, pages):
         assert "step 20" in text and "1 step 20: germinate mlp 0[0]" in text
         assert slider.get_attribute("aria-valuetext").startswith("step 20")
         assert page.locator("#r0-curve0 .wide .es-cursor").get_attribute("visibility") == "visible"
-        box = page.locator("#r0-curve0 .wide svg").bounding_box()
-        page.mouse.move(box["x"] + box["width"] - 17, box["y"] + box["height"] / 2)
-        assert "step 100" in read.inner_text().replace("\n", " ")
+        curves = page.locator("#r0-curve0 .wide svg")
+        box = curves.bounding_box()
+        curves.hover(position={"x": box["width"] - 17, "y": box["height"] / 2})  # which waits until nothing scrolls
+        read.filter(has_text="step 100").wait_for()
 
 
 def test_the_decisions_can_be_filtered(browser, pages):
