@@ -339,7 +339,7 @@ def test_a_time_that_cannot_be_waited_for_is_refused(tmp_path, capsys, seconds):
     with pytest.raises(SystemExit) as ended:
         main(["config", "check", written(tmp_path, "name: n"), "--timeout", seconds])
     assert ended.value.code == 2
-    assert f"a number of seconds above 0, 86400 at most, not '{seconds}'" in capsys.readouterr().err
+    assert f"a number of seconds above 0 to 86400, not '{seconds}'" in capsys.readouterr().err
 
 
 def test_check_says_every_problem_of_a_file(tmp_path, capsys, monkeypatch):

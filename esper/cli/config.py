@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esper.cli.arguments import amount
 from esper.cli.modules import find_user_modules
 from esper.errors import ArgumentError, ConfigError
 
@@ -31,7 +31,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     check = verbs.add_parser("check", help="say every problem of a file, and of the services it names")
     check.add_argument("file", metavar="FILE")
     check.add_argument("--offline", action="store_true", help="do not connect to the services")
-    check.add_argument("--timeout", type=_seconds, default=20.0, metavar="SECONDS", help="how long that may take")
+    check.add_argument(
+        "--timeout",
+        type=amount("seconds", _LONGEST, zero=False),
+        default=20.0,
+        metavar="SECONDS",
+        help="how long that may take",
+    )
     check.set_defaults(run=_config_check)
     show = verbs.add_parser("show", help="print what a file says, with the environment's overrides and no secrets")
     show.add_argument("file", metavar="FILE")
@@ -46,17 +52,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     reference = verbs.add_parser("reference", help="print what every field means, or put it into a page")
     reference.add_argument("file", metavar="PAGE", nargs="?", help="a page with the two marks it goes between")
     reference.set_defaults(run=_config_reference)
-
-
-def _seconds(text: str) -> float:
-    """A time that can be waited for."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= _LONGEST:
-        raise argparse.ArgumentTypeError(f"a number of seconds above 0, {_LONGEST} at most, not {text!r}")
-    return seconds
 
 
 def _config_init(asked: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esper.cli.arguments import amount, words
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -28,11 +30,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     found = _verb(verbs, "list", _list, "the kernels of a library, the best gain first")
     for name in ("kind", "blueprint", "tag", "lifecycle"):
-        found.add_argument(f"--{name}", type=_words, help=f"only those of this {name}")
+        found.add_argument(f"--{name}", type=words, help=f"only those of this {name}")
     of_run = "only those of this run: its run_id, such as 20261130T101530-1a2b3c, not the name of its configuration"
-    found.add_argument("--run", dest="of_run", type=_words, metavar="RUN_ID", help=of_run)
+    found.add_argument("--run", dest="of_run", type=words, metavar="RUN_ID", help=of_run)
     found.add_argument("--min-gain", type=float, help="only those that gained as much")
-    found.add_argument("--order-by", type=_words, default="gain", help="gain, created, updated or parameters")
+    found.add_argument("--order-by", type=words, default="gain", help="gain, created, updated or parameters")
     found.add_argument("--limit", type=int, default=50, help="how many at most (50)")
     shown = _verb(verbs, "show", _show, "all that is known of one kernel")
     shown.add_argument("digest", metavar="DIGEST", help=_DIGEST)
@@ -44,36 +46,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     pulled.add_argument("--to", required=True, metavar="FILE.esper|DIR", help="a file, or the folder of a library")
     retired = _verb(verbs, "retire", _retire, "take a kernel out of what is found; gc removes it after a time")
     retired.add_argument("digest", metavar="DIGEST", help=_DIGEST)
-    retired.add_argument("--reason", type=_words, required=True, metavar="TEXT", help="why, for whoever asks later")
+    retired.add_argument("--reason", type=words, required=True, metavar="TEXT", help="why, for whoever asks later")
     _verb(verbs, "verify", _verify, "read everything, and say what is damaged or missing")
     collected = _verb(verbs, "gc", _gc, "say what could go; with --delete, remove it")
-    collected.add_argument("--grace", type=_hours, default=168, metavar="HOURS", help="leave alone what is newer (168)")
+    collected.add_argument(
+        "--grace",
+        type=amount("hours", _CENTURY, zero=True),
+        default=168,
+        metavar="HOURS",
+        help="leave alone what is newer (168)",
+    )
     collected.add_argument("--delete", action="store_true", help="remove it")
-
-
-def _words(text: str) -> str:
-    """Text that was given in UTF-8; of other bytes nobody knows what they mean.
-
-    Raises:
-        ArgumentTypeError: It was not.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!a:.80} is not UTF-8; give text of that encoding") from None
-    return text
-
-
-def _hours(text: str) -> float:
-    """Hours, of a number that a time can be so long ago.
-
-    Raises:
-        ArgumentTypeError: They are not.
-    """
-    hours = float(text)
-    if not 0 <= hours <= _CENTURY:
-        raise argparse.ArgumentTypeError(f"it is a number of hours from 0 to {_CENTURY}, not {text}")
-    return hours
 
 
 def _verb(verbs: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:

@@ -210,7 +210,7 @@ def test_what_goes_wrong_is_one_message_and_2(place, filled, command, message, c
     ("command", "message"),
     [
         *((["gc", "--grace", hours], "from 0 to 876600") for hours in ("nan", "inf", "1e300", "99999999", "-1")),
-        (["gc", "--grace", "soon"], "soon"),
+        (["gc", "--grace", "soon"], "a number of hours from 0 to 876600, not 'soon'"),
         *((["list", option, "\udcff"], "is not UTF-8") for option in ("--tag", "--kind", "--run", "--lifecycle")),
         (["retire", "abcdef12", "--reason", "\udcff"], "is not UTF-8"),
     ],
