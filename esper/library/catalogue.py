@@ -257,7 +257,8 @@ _MOVES = {
     "unable to open": "make the folder, and let this user write there",
     "not a database": "the file is none of esper's or was damaged: bring it back from a backup",
     "malformed": "the file was damaged: bring it back from a backup",
-    "no such": "the catalogue was damaged: bring it back from a backup",
+    "no such table": "the catalogue was damaged: bring it back from a backup",
+    "no such column": "the catalogue was damaged: bring it back from a backup",
     "already exists": "the catalogue was damaged, or others have tables of its names: bring it back from a backup, "
     "or take another database",
     "password authentication": "set database.username and database.password to what the server has",

@@ -60,6 +60,13 @@ def test_wrong_credentials_are_one_message_without_them(tmp_path, postgres_serve
         library.put(artifact(1))
 
 
+def test_a_socket_that_is_not_there_is_no_damage(tmp_path, postgres_server):
+    config = configured(tmp_path, {**postgres_server.section, "host": str(tmp_path)}, None)
+    with pytest.raises(LibraryError, match=r"No such file or directory.*see whether the server runs") as raised:
+        open_library(config)
+    assert "damaged" not in str(raised.value)
+
+
 def test_servers_that_die_are_said_and_nothing_is_lost(tmp_path):
     with postgres(tmp_path / "db") as database, s3(tmp_path / "s3") as storage:
         config = configured(tmp_path, database.section, storage.section)
